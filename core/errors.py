@@ -1,0 +1,184 @@
+"""The one tree of errors that hivemind raises.
+
+::
+
+    HivemindError
+    ├── ConfigError (ValueError)            an argument or option is wrong: names it, what came, what is allowed
+    ├── RuntimeClosedError                  the network thread is gone (after shutdown, or in a forked child)
+    ├── DeadlineExceeded (TimeoutError)     a bounded wait has passed its bound
+    ├── P2PDaemonError                      this machine's daemon, or the way to a peer
+    │   ├── DaemonStartError                the daemon did not start: carries its own words
+    │   ├── DaemonDied                      the daemon ended while it was needed: carries its last log lines
+    │   ├── ControlFailure                  the control connection broke its protocol
+    │   └── DispatchFailure                 a call could not be brought to the peer
+    │       ├── PeerUnreachable             no address answered: names each address and why
+    │       ├── ProtocolNotSupported        the peer has no such handler
+    │       ├── PeerBusy                    too many calls in flight
+    │       ├── MessageTooLarge             over the limit of this side or the other
+    │       ├── StreamReset                 the peer reset the stream, or the connection broke
+    │       └── StreamTruncated             the peer's stream ended inside a message
+    ├── P2PHandlerError                     the peer's handler raised: carries its text
+    ├── ProtocolViolation                   a peer sent what the protocol forbids
+    ├── ValidationError                     a peer or a record failed a check (clock, reachability, signature)
+    ├── SerializationError (ValueError)     bytes that do not decode, or a value that does not encode
+    ├── MatchmakingException                no group was formed
+    └── AllreduceException                  an averaging round failed
+        └── BannedException                 this peer was excluded from the round
+
+A local fault, a remote fault, a daemon's fault and a timeout are different types, so that callers never match texts.
+Old names of hivemind 1.1 keep their place in the tree.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AllreduceException",
+    "BannedException",
+    "ConfigError",
+    "ControlFailure",
+    "DaemonDied",
+    "DaemonStartError",
+    "DeadlineExceeded",
+    "DispatchFailure",
+    "HivemindError",
+    "MatchmakingException",
+    "MessageTooLarge",
+    "P2PDaemonError",
+    "P2PHandlerError",
+    "PeerBusy",
+    "PeerUnreachable",
+    "ProtocolNotSupported",
+    "ProtocolViolation",
+    "RuntimeClosedError",
+    "SerializationError",
+    "StreamReset",
+    "StreamTruncated",
+    "ValidationError",
+]
+
+
+class HivemindError(Exception):
+    """The root: ``except HivemindError`` catches all that this library raises on purpose."""
+
+
+class ConfigError(HivemindError, ValueError):
+    """An argument or option is wrong.
+
+    :param name: the argument
+    :param value: what came
+    :param allowed: what is allowed, in words
+    """
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        super().__init__(name, value, allowed)
+        self.name = name
+        self.value = value
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return f"{self.name}: got {self.value!r}, allowed: {self.allowed}"
+
+
+class RuntimeClosedError(HivemindError):
+    """The network thread of this process is not running (any more)."""
+
+
+class DeadlineExceeded(HivemindError, TimeoutError):
+    """A bounded wait has passed its bound."""
+
+
+class P2PDaemonError(HivemindError):
+    """This machine's daemon failed, or could not reach a peer."""
+
+
+class DaemonStartError(P2PDaemonError):
+    """The daemon did not start.
+
+    :param reason: what failed, in the daemon's words
+    :param hint: what to do about it; may be empty
+    """
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason, hint)
+        self.reason = reason
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.hint})" if self.hint else self.reason
+
+
+class DaemonDied(P2PDaemonError):
+    """The daemon ended while it was needed.
+
+    :param exit_code: its exit code, negative for a signal; None where it is not known
+    :param log_tail: its last log lines
+    """
+
+    def __init__(self, exit_code: int | None, log_tail: str = "") -> None:
+        super().__init__(exit_code, log_tail)
+        self.exit_code = exit_code
+        self.log_tail = log_tail
+
+    def __str__(self) -> str:
+        text = f"the p2p daemon has died (exit code {self.exit_code})"
+        return f"{text}; its last log lines:\n{self.log_tail}" if self.log_tail else text
+
+
+class ControlFailure(P2PDaemonError):
+    """The connection to the daemon broke its protocol, or the daemon refused a request."""
+
+
+class DispatchFailure(P2PDaemonError):
+    """A call could not be brought to the peer, or its answer could not be brought back."""
+
+
+class PeerUnreachable(DispatchFailure):
+    """No address of the peer answered; the text names each address and why."""
+
+
+class ProtocolNotSupported(DispatchFailure):
+    """The peer has no such handler; the text contains "protocol not supported"."""
+
+
+class PeerBusy(DispatchFailure):
+    """Too many calls are in flight at the peer or here."""
+
+
+class MessageTooLarge(DispatchFailure):
+    """A message is over the limit of this side or of the other."""
+
+
+class StreamReset(DispatchFailure):
+    """The peer reset the stream, or the connection broke."""
+
+
+class StreamTruncated(DispatchFailure):
+    """The peer's stream ended inside a message."""
+
+
+class P2PHandlerError(HivemindError):
+    """The peer's handler raised; the text is what it said."""
+
+
+class ProtocolViolation(HivemindError):
+    """A peer sent what the protocol forbids."""
+
+
+class ValidationError(HivemindError):
+    """A peer or a record failed a check: clock, reachability, signature, schema."""
+
+
+class SerializationError(HivemindError, ValueError):
+    """Bytes that do not decode, or a value that does not encode."""
+
+
+class MatchmakingException(HivemindError):
+    """No group was formed; the text says why."""
+
+
+class AllreduceException(HivemindError):
+    """An averaging round failed; the tensors are as they were before it."""
+
+
+class BannedException(AllreduceException):
+    """A peer was excluded from the round."""

