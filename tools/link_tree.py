@@ -1,7 +1,7 @@
-"""Make ``build/tree/hivemind``, a tree of links in which the mapped folders stand as the package they are installed as.
+"""Make ``build/tree/hivemind``: links in which the mapped folders stand as the package that they are installed as.
 
-Type checkers and import-linter read packages as folders; an editable install maps folders by an import hook that they do
-not run. Prints the path to put on ``MYPYPATH`` or ``PYTHONPATH``.
+Type checkers and import-linter read packages as folders; an editable install maps folders by an import hook that they
+do not run. Prints the path to put on ``MYPYPATH`` or ``PYTHONPATH``.
 """
 
 from __future__ import annotations
