@@ -1,1 +1,37 @@
-"""."""
+"""Peers: calls and streams between them, over libp2p through the daemon or inside one process."""
+
+from hivemind.errors import ControlFailure, DispatchFailure, P2PDaemonError, P2PHandlerError
+from hivemind.identity import PeerID, PeerInfo
+from hivemind.p2p.binary import StreamInfo
+from hivemind.p2p.config import P2PConfig
+from hivemind.p2p.faults import Fault
+from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE
+from hivemind.p2p.memory import MemoryNetwork, MemoryTransport
+from hivemind.p2p.p2p import P2P
+from hivemind.p2p.rpc import P2PContext
+from hivemind.p2p.servicer import ServicerBase
+from hivemind.p2p.stub import StubBase
+from hivemind.p2p.transport import Mode, Stream, Transport
+
+__all__ = [
+    "DEFAULT_MAX_MSG_SIZE",
+    "MAX_UNARY_PAYLOAD_SIZE",
+    "P2P",
+    "ControlFailure",
+    "DispatchFailure",
+    "Fault",
+    "MemoryNetwork",
+    "MemoryTransport",
+    "Mode",
+    "P2PConfig",
+    "P2PContext",
+    "P2PDaemonError",
+    "P2PHandlerError",
+    "PeerID",
+    "PeerInfo",
+    "ServicerBase",
+    "Stream",
+    "StreamInfo",
+    "StubBase",
+    "Transport",
+]

@@ -1,0 +1,150 @@
+"""Options of a node of the network."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multiaddr import Multiaddr
+
+from hivemind.config import check_choice, check_count, check_seconds
+from hivemind.errors import ConfigError
+from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE
+
+__all__ = ["P2PConfig", "as_multiaddrs"]
+
+_FLAGS = ("auto_nat", "conn_manager", "nat_port_map", "tls", "use_relay", "use_auto_relay", "use_ipfs", "no_listen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class P2PConfig:
+    """The keywords of `P2P.create`, as in hivemind 1.1. Addresses are given as text or `Multiaddr`.
+
+    :raises ConfigError: if one is wrong
+    """
+
+    #: peers to join, each ``/…/p2p/<id>``; one that answers is enough
+    initial_peers: Sequence[Multiaddr | str] | None = None
+    #: addresses told to others instead of those listened on; a port 0 is an error
+    announce_maddrs: Sequence[Multiaddr | str] | None = None
+    #: find out whether this peer can be reached, help others to, punch holes
+    auto_nat: bool = True
+    #: accepted for hivemind 1.1: connections are always trimmed
+    conn_manager: bool = True
+    #: address routing (libp2p Kademlia): "server" answers others, "client" only asks, "auto" decides by reachability
+    dht_mode: str = "server"
+    #: "public" or "private" instead of finding out; not supported yet
+    force_reachability: str | None = None
+    #: addresses to listen on. Loopback by default: other machines need ``/ip4/0.0.0.0/tcp/0``
+    host_maddrs: Sequence[Multiaddr | str] = ("/ip4/127.0.0.1/tcp/0",)
+    #: file of the private key; made if missing, its folder must be there. Default: a fresh key, a new id each time
+    identity_path: str | os.PathLike[str] | None = None
+    #: with ``identity_path`` and ``initial_peers``: ask the swarm first whether another peer uses this identity
+    check_if_identity_free: bool = True
+    #: seconds that a daemon of hivemind 1.1 lived without clients; ours ends with its owner at once
+    idle_timeout: float = 30.0
+    #: open the router's port by UPnP or NAT-PMP
+    nat_port_map: bool = True
+    #: accepted for hivemind 1.1, where it had no effect
+    relay_hop_limit: int = 0
+    #: seconds in which the daemon must be ready, joining included
+    startup_timeout: float = 15.0
+    #: encrypt by TLS 1.3 where both sides can; noise is always there
+    tls: bool = True
+    #: reach others through circuit relays
+    use_relay: bool = True
+    #: be reached through relays; not supported yet
+    use_auto_relay: bool = False
+    #: relays tried first; not supported yet
+    trusted_relays: Sequence[Multiaddr | str] | None = None
+    #: join the public IPFS network; not supported yet
+    use_ipfs: bool = False
+    #: bytes of one unary message with its envelope. Peers of hivemind 1.1 refuse more than the default
+    persistent_conn_max_msg_size: int = DEFAULT_MAX_MSG_SIZE
+    #: do not listen: a node that only calls
+    no_listen: bool = False
+    #: gone from hivemind already; accepted with a warning
+    quic: bool | None = None
+    use_relay_hop: bool | None = None
+    use_relay_discovery: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in _FLAGS:
+            check_choice(name, getattr(self, name), (True, False))
+        check_choice("dht_mode", self.dht_mode, ("server", "client", "auto"))
+        check_choice("force_reachability", self.force_reachability, (None, "public", "private"))
+        check_seconds("idle_timeout", self.idle_timeout, zero=True)
+        check_seconds("startup_timeout", self.startup_timeout)
+        check_count("persistent_conn_max_msg_size", self.persistent_conn_max_msg_size, least=1024)
+        self._freeze_addresses()
+        self._check_identity_path()
+        self._check_unsupported()
+        for name in ("quic", "use_relay_hop", "use_relay_discovery"):
+            if getattr(self, name) is not None:
+                warnings.warn(f"P2P option {name} has no effect and will be removed", DeprecationWarning, stacklevel=4)
+
+    def _freeze_addresses(self) -> None:
+        object.__setattr__(
+            self, "initial_peers", as_multiaddrs("initial_peers", self.initial_peers or (), with_peer=True)
+        )
+        object.__setattr__(self, "host_maddrs", as_multiaddrs("host_maddrs", self.host_maddrs))
+        if self.announce_maddrs is not None:
+            announced = as_multiaddrs("announce_maddrs", self.announce_maddrs)
+            for address in announced:
+                if any(value == "0" for code in ("tcp", "udp") for value in _values(address, code)):
+                    raise ConfigError("announce_maddrs", str(address), "an address with a port other than 0")
+            object.__setattr__(self, "announce_maddrs", announced)
+        if not self.host_maddrs and not self.no_listen:
+            raise ConfigError("host_maddrs", self.host_maddrs, "at least one address, or no_listen=True")
+
+    def _check_identity_path(self) -> None:
+        if self.identity_path is None:
+            return
+        path = Path(self.identity_path)
+        object.__setattr__(self, "identity_path", path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"identity_path: the folder of {path} does not exist: create it first")
+
+    def _check_unsupported(self) -> None:
+        for name in ("force_reachability", "trusted_relays", "use_auto_relay", "use_ipfs"):
+            value = getattr(self, name)
+            if value:
+                raise ConfigError(name, value, "nothing else than the default: not supported yet")
+
+    @property
+    def only_loopback(self) -> bool:
+        """Whether no other machine can reach this node by what it listens on."""
+        hosts = [ip for address in self.host_maddrs for ip in (*_values(address, "ip4"), *_values(address, "ip6"))]
+        return all(ipaddress.ip_address(ip).is_loopback for ip in hosts)
+
+
+def as_multiaddrs(
+    name: str, given: Iterable[Multiaddr | str] | Multiaddr | str, *, with_peer: bool = False
+) -> tuple[Multiaddr, ...]:
+    """The addresses as `Multiaddr`.
+
+    :param name: the argument, for the error's text
+    :param with_peer: each must end in ``/p2p/<id>``
+    :raises ConfigError: if one is no multiaddr
+    """
+    if isinstance(given, str | Multiaddr):
+        given = (given,)
+    addresses = []
+    for each in given:
+        try:
+            address = each if isinstance(each, Multiaddr) else Multiaddr(each)
+        except (ValueError, TypeError, LookupError) as error:
+            raise ConfigError(name, each, f"a multiaddr such as /ip4/127.0.0.1/tcp/4001 ({error})") from error
+        if with_peer and not _values(address, "p2p"):
+            raise ConfigError(name, str(address), "an address that ends in /p2p/<peer id>")
+        addresses.append(address)
+    return tuple(addresses)
+
+
+def _values(address: Any, protocol: str) -> list[str]:
+    return [str(value) for kind, value in address.items() if kind.name == protocol]

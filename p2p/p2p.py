@@ -1,0 +1,247 @@
+"""`P2P`: a peer of the network, as its users see it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, ClassVar, Self, TypeVar
+
+from google.protobuf.message import Message
+from multiaddr import Multiaddr
+
+from hivemind.aio import TaskScope
+from hivemind.clock import Deadline
+from hivemind.errors import ConfigError
+from hivemind.identity import PeerID, PeerInfo
+from hivemind.p2p import binary, rpc
+from hivemind.p2p.binary import StreamInfo
+from hivemind.p2p.transport import Mode, Stream, Transport
+from hivemind.proto import p2pd_pb2
+
+__all__ = ["P2P"]
+
+M = TypeVar("M", bound=Message)
+BinaryHandler = Callable[[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class P2P:
+    """A peer of the network: calls handlers of others by name and answers to its own.
+
+    Made by `create` (a daemon of its own), `replicate` (another client of a running daemon) or `over` (any transport,
+    for instance the in-memory network's). It belongs to the event loop on which it was made; end it by `shutdown` or
+    ``async with``.
+    """
+
+    END_OF_STREAM: ClassVar[p2pd_pb2.RPCError] = binary.END_OF_STREAM
+
+    send_raw_data = staticmethod(binary.send_raw_data)
+    receive_raw_data = staticmethod(binary.receive_raw_data)
+    send_protobuf = staticmethod(binary.send_protobuf)
+    receive_protobuf = staticmethod(binary.receive_protobuf)
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        # senders of request streams and pumps of raw streams
+        self._scope = TaskScope("streams of P2P")
+        self._visible: list[Multiaddr] | None = None
+        self._open = False
+
+    @classmethod
+    async def over(cls, transport: Transport) -> Self:
+        """A peer over ``transport``, which it starts and closes."""
+        p2p = cls(transport)
+        await transport.start()
+        p2p._open = True
+        return p2p
+
+    @property
+    def peer_id(self) -> PeerID:
+        """This peer."""
+        return self._transport.peer_id
+
+    @property
+    def transport(self) -> Transport:
+        """What it stands on."""
+        return self._transport
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was started and not shut down."""
+        return self._open
+
+    # -- the network -----------------------------------------------------------------------------------------------
+
+    async def get_visible_maddrs(self, latest: bool = False) -> list[Multiaddr]:
+        """The addresses by which others reach this peer, each ending in ``/p2p/<id>``.
+
+        :param latest: ask anew instead of giving those asked for first
+        :raises ValueError: if there are none
+        """
+        if self._visible is None or latest:
+            self._visible = await self._transport.addresses()
+        if not self._visible:
+            raise ConfigError("visible addresses", "none", "a peer that listens (no_listen=False)")
+        return list(self._visible)
+
+    async def list_peers(self) -> list[PeerInfo]:
+        """Those connected now."""
+        return await self._transport.peers()
+
+    async def wait_for_at_least_n_peers(self, n_peers: int, attempts: int = 3, delay: float = 1) -> None:
+        """Look ``attempts`` times, every ``delay`` seconds, whether at least ``n_peers`` are connected.
+
+        :raises RuntimeError: if there are never so many
+        """
+        for attempt in range(attempts):
+            if attempt:
+                await asyncio.sleep(delay)
+            if len(await self.list_peers()) >= n_peers:
+                return
+        raise RuntimeError(f"not connected to {n_peers} peers after {attempts} looks, one every {delay} s")
+
+    async def connect(
+        self, peer_id: PeerID, addresses: Sequence[Multiaddr] = (), *, timeout: float | None = 15.0
+    ) -> None:
+        """Make sure there is a connection.
+
+        :param addresses: where to try; without them the routing is asked
+        :param timeout: seconds
+        :raises PeerUnreachable: names each address and why
+        """
+        await self._transport.connect(peer_id, addresses, Deadline.after(timeout))
+
+    async def disconnect(self, peer_id: PeerID) -> None:
+        """Close the connections to ``peer_id``, if there are any."""
+        await self._transport.disconnect(peer_id)
+
+    # -- protobuf handlers -----------------------------------------------------------------------------------------
+
+    async def add_protobuf_handler(
+        self,
+        name: str,
+        handler: Callable[..., Any],
+        input_type: type[Message],
+        *,
+        stream_input: bool = False,
+        stream_output: bool = False,
+        balanced: bool = False,
+    ) -> None:
+        """Answer calls to ``name``.
+
+        :param handler: ``handler(request, context)``, where the request is a message of ``input_type``, or with
+            ``stream_input`` an async iterator of them; gives a message (awaited), or with ``stream_output`` is an async
+            generator of messages. It is cancelled when the caller gives up; what it raises reaches the caller as
+            `P2PHandlerError`
+        :param balanced: several clients of one daemon share the name; a call goes to one of them
+        :raises P2PDaemonError: if the name has a handler
+        """
+        if not stream_input and not stream_output:
+            unary = rpc.unary_handler(name, self.peer_id, handler, input_type)
+            await self._transport.listen_unary(name, unary, balanced=balanced)
+            return
+        streams = rpc.stream_handler(
+            name, self.peer_id, handler, input_type, stream_input=stream_input, stream_output=stream_output
+        )
+        await self._transport.listen_stream(name, Mode.MESSAGES, streams, balanced=balanced)
+
+    async def remove_protobuf_handler(
+        self, name: str, *, stream_input: bool = False, stream_output: bool = False
+    ) -> None:
+        """Forget the handler of ``name``; calls that run go on."""
+        del stream_input, stream_output  # part of hivemind 1.1's call: names alone tell handlers apart here
+        await self._transport.unlisten(name)
+
+    async def call_protobuf_handler(
+        self,
+        peer_id: PeerID,
+        name: str,
+        input: Message | AsyncIterable[Message],
+        output_type: type[M],
+        *,
+        timeout: float | None = None,
+    ) -> M:
+        """Call a handler that gives one answer. Cancelling the call cancels the handler.
+
+        :param input: the request; an async iterator calls a handler with ``stream_input``
+        :param timeout: seconds for the whole call
+        :raises P2PHandlerError: the handler raised; the text is its repr
+        :raises P2PDaemonError: the call could not be brought there or back (see `DispatchFailure`'s subclasses)
+        :raises DeadlineExceeded: the timeout passed
+        """
+        deadline = Deadline.after(timeout)
+        if not isinstance(input, Message):
+            return await rpc.call_stream(self._transport, self._scope, peer_id, name, input, output_type, deadline)
+        answer = await self._transport.call(peer_id, name, input.SerializeToString(), deadline)
+        return rpc.parse(output_type, answer)
+
+    async def iterate_protobuf_handler(
+        self,
+        peer_id: PeerID,
+        name: str,
+        input: Message | AsyncIterable[Message],
+        output_type: type[M],
+        *,
+        timeout: float | None = None,
+    ) -> rpc.Responses[M]:
+        """Call a handler that gives a stream of answers: ``async for answer in await p2p.iterate_protobuf_handler(…)``.
+
+        Closing the iterator ends the call. Raises as `call_protobuf_handler`, here or while iterating.
+
+        :param timeout: seconds for the whole exchange
+        """
+        deadline = Deadline.after(timeout)
+        return await rpc.open_responses(self._transport, self._scope, peer_id, name, input, output_type, deadline)
+
+    # -- raw streams -----------------------------------------------------------------------------------------------
+
+    async def add_binary_stream_handler(self, name: str, handler: BinaryHandler, balanced: bool = False) -> None:
+        """Accept raw streams: ``await handler(StreamInfo, reader, writer)``. The stream ends with the handler.
+
+        :raises P2PDaemonError: if the name has a handler
+        """
+
+        async def handle(stream: Stream) -> None:
+            reader, writer = binary.open_pair(stream, self._scope)
+            try:
+                await handler(StreamInfo(stream.remote_id, None, name), reader, writer)
+            except BaseException:
+                writer.transport.abort()
+                raise
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+        await self._transport.listen_stream(name, Mode.RAW, handle, balanced=balanced)
+
+    async def remove_binary_stream_handler(self, name: str) -> None:
+        """Forget the handler of ``name``; streams that run go on."""
+        await self._transport.unlisten(name)
+
+    async def call_binary_stream_handler(
+        self, peer_id: PeerID, name: str, *, timeout: float | None = None
+    ) -> tuple[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a raw stream to a handler of ``peer_id``; close the writer when done.
+
+        :param timeout: seconds for the opening
+        :raises P2PDaemonError: if it could not be opened
+        """
+        stream = await self._transport.open(peer_id, name, Mode.RAW, Deadline.after(timeout))
+        return StreamInfo(peer_id, None, name), *binary.open_pair(stream, self._scope)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    async def shutdown(self) -> None:
+        """Leave the network: cancel handlers, end calls; ends the daemon if it was made by `create`. Idempotent."""
+        self._open = False
+        await self._scope.close()
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown()
