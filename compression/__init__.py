@@ -1,1 +1,50 @@
-"""."""
+"""Tensors as bytes on the wire of hivemind 1.1.
+
+* `base`: the codec interface, what a codec may know of a tensor, and the codec that changes nothing;
+* `floating`: half precision; * `adaptive`: strategies that choose a codec by size, role or key;
+* `registry`: which codec reads which ``CompressionType``;
+* `spec`: descriptors of tensors;
+* `wire`: tensors from and to messages and streams of messages, with every check on hostile input.
+"""
+
+from hivemind.compression.adaptive import (
+    AdaptiveCompressionBase,
+    PerTensorCompression,
+    RoleAdaptiveCompression,
+    SizeAdaptiveCompression,
+)
+from hivemind.compression.base import CompressionBase, CompressionInfo, Key, NoCompression, TensorRole
+from hivemind.compression.floating import Float16Compression
+from hivemind.compression.registry import codec_for
+from hivemind.compression.spec import TensorDescriptor
+from hivemind.compression.wire import (
+    DEFAULT_CHUNK_BYTES,
+    check_tensor_message,
+    combine_from_streaming,
+    deserialize_tensor_stream,
+    deserialize_torch_tensor,
+    serialize_torch_tensor,
+    split_for_streaming,
+)
+
+__all__ = [
+    "DEFAULT_CHUNK_BYTES",
+    "AdaptiveCompressionBase",
+    "CompressionBase",
+    "CompressionInfo",
+    "Float16Compression",
+    "Key",
+    "NoCompression",
+    "PerTensorCompression",
+    "RoleAdaptiveCompression",
+    "SizeAdaptiveCompression",
+    "TensorDescriptor",
+    "TensorRole",
+    "check_tensor_message",
+    "codec_for",
+    "combine_from_streaming",
+    "deserialize_tensor_stream",
+    "deserialize_torch_tensor",
+    "serialize_torch_tensor",
+    "split_for_streaming",
+]

@@ -21,6 +21,7 @@
     ├── ProtocolViolation                   a peer sent what the protocol forbids
     ├── ValidationError                     a peer or a record failed a check (clock, reachability, signature)
     ├── SerializationError (ValueError)     bytes that do not decode, or a value that does not encode
+    │   └── TensorLengthError (RuntimeError) a tensor's buffer does not fit its shape and dtype
     ├── MatchmakingException                no group was formed
     └── AllreduceException                  an averaging round failed
         └── BannedException                 this peer was excluded from the round
@@ -53,6 +54,7 @@ __all__ = [
     "SerializationError",
     "StreamReset",
     "StreamTruncated",
+    "TensorLengthError",
     "ValidationError",
 ]
 
@@ -170,6 +172,10 @@ class ValidationError(HivemindError):
 
 class SerializationError(HivemindError, ValueError):
     """Bytes that do not decode, or a value that does not encode."""
+
+
+class TensorLengthError(SerializationError, RuntimeError):
+    """The buffer of a tensor does not fit its shape and dtype; a RuntimeError too, as hivemind 1.1 raises there."""
 
 
 class MatchmakingException(HivemindError):

@@ -1,0 +1,56 @@
+"""Codecs that store numbers with fewer bits of floating point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hivemind.compression.base import (
+    WIRE_DTYPES,
+    CompressionBase,
+    CompressionInfo,
+    bits_per_element,
+    dtype_name,
+    from_bytes,
+    to_bytes,
+)
+from hivemind.errors import SerializationError
+from hivemind.proto import runtime_pb2
+
+__all__ = ["Float16Compression"]
+
+FP16_MAX = 65504.0
+
+
+class Float16Compression(CompressionBase):
+    """Half precision: 2 bytes an element, values beyond ±65504 become ±65504. Carries float16, float32 and float64."""
+
+    compression_type = runtime_pb2.FLOAT16
+
+    def compress(self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False) -> runtime_pb2.Tensor:
+        if tensor.dtype not in (torch.float16, torch.float32, torch.float64):
+            raise SerializationError(
+                f"Float16Compression does not support {tensor.dtype} tensors, only float16, float32 and float64"
+            )
+        # via float32, as the wire format asks (float64 is thus rounded twice). The result is a new tensor, also for
+        # float16; what was too large is infinite in it by now, and is clamped there
+        half = tensor.detach().to(torch.float32).to(torch.float16).clamp_(-FP16_MAX, FP16_MAX)
+        return runtime_pb2.Tensor(
+            compression=self.compression_type,
+            buffer=to_bytes(half),
+            size=tensor.shape,
+            dtype=dtype_name(tensor.dtype),
+        )
+
+    def extract(self, serialized_tensor: runtime_pb2.Tensor) -> torch.Tensor:
+        values = from_bytes(serialized_tensor.buffer, torch.float16)
+        return values.to(WIRE_DTYPES[serialized_tensor.dtype]).reshape(tuple(serialized_tensor.size))
+
+    def estimate_compression_ratio(self, info: CompressionInfo) -> float:
+        return 16 / bits_per_element(info)
+
+    def buffer_lengths(self, elements: int, dtype: torch.dtype) -> Sequence[int]:
+        if not dtype.is_floating_point:
+            raise SerializationError(f"FLOAT16 does not carry {dtype}")
+        return (2 * elements,)

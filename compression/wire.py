@@ -1,0 +1,193 @@
+"""Tensors from and to messages and streams of messages.
+
+Everything in a message comes from another peer: dtype, shape and buffer are checked against each other before memory is
+set aside, and every failure is a `SerializationError`. Functions are pure and thread-safe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from hivemind.compression.base import WIRE_DTYPES, CompressionInfo
+from hivemind.compression.registry import codec_for
+from hivemind.errors import ConfigError, SerializationError, TensorLengthError
+from hivemind.proto import runtime_pb2
+
+__all__ = [
+    "DEFAULT_CHUNK_BYTES",
+    "check_tensor_message",
+    "combine_from_streaming",
+    "deserialize_tensor_stream",
+    "deserialize_torch_tensor",
+    "serialize_torch_tensor",
+    "split_for_streaming",
+]
+
+#: Bytes of buffer per message when a tensor is split for a stream.
+DEFAULT_CHUNK_BYTES = 2**16
+#: More dimensions than any tensor operation of torch takes.
+MAX_DIMENSIONS = 64
+#: Elements in one tensor; also bounds the strides of tensors that have no elements.
+MAX_ELEMENTS = 2**48
+
+
+def serialize_torch_tensor(
+    tensor: torch.Tensor,
+    compression_type: runtime_pb2.CompressionType.ValueType = runtime_pb2.NONE,
+    info: CompressionInfo | None = None,
+    allow_inplace: bool = False,
+    **kwargs: Any,
+) -> runtime_pb2.Tensor:
+    """Encode ``tensor`` into one message.
+
+    :param tensor: any shape, strides and device
+    :param info: what the codec may know; ``kwargs`` are its fields where it is not given
+    :param allow_inplace: the codec may overwrite ``tensor``
+    :raises SerializationError: if the codec cannot carry the dtype, or there is no such codec
+    """
+    info = info if info is not None else CompressionInfo.from_tensor(tensor, **kwargs)
+    message = codec_for(compression_type).compress(tensor, info, allow_inplace)
+    message.requires_grad = tensor.requires_grad
+    return message
+
+
+def check_tensor_message(message: runtime_pb2.Tensor) -> torch.Size:
+    """Check a whole message; it can then be decoded.
+
+    :returns: the shape
+    :raises SerializationError: if codec, dtype, shape and buffer do not fit each other
+    """
+    shape, lengths = _check_header(message)
+    if len(message.buffer) not in lengths:
+        raise TensorLengthError(
+            f"a {message.dtype} tensor of shape {tuple(shape)} came with {len(message.buffer)} bytes, not {lengths[0]}"
+        )
+    return shape
+
+
+def deserialize_torch_tensor(serialized_tensor: runtime_pb2.Tensor) -> torch.Tensor:
+    """Decode one message.
+
+    :returns: a CPU tensor with memory of its own
+    :raises SerializationError: if the message is malformed; `TensorLengthError` (which is a ``RuntimeError`` too, as in
+        hivemind 1.1) if its buffer is too short or too long
+    """
+    check_tensor_message(serialized_tensor)
+    tensor = codec_for(serialized_tensor.compression).extract(serialized_tensor)
+    return tensor.requires_grad_() if serialized_tensor.requires_grad else tensor
+
+
+def split_for_streaming(
+    serialized_tensor: runtime_pb2.Tensor, chunk_size_bytes: int = DEFAULT_CHUNK_BYTES
+) -> Iterator[runtime_pb2.Tensor]:
+    """Split one message into several of at most ``chunk_size_bytes`` bytes of buffer each; the first has the header."""
+    if chunk_size_bytes < 1:
+        raise ConfigError("chunk_size_bytes", chunk_size_bytes, "an integer >= 1")
+    data = memoryview(serialized_tensor.buffer)
+    yield runtime_pb2.Tensor(
+        compression=serialized_tensor.compression,
+        buffer=bytes(data[:chunk_size_bytes]),
+        chunks=-(-len(data) // chunk_size_bytes),
+        size=serialized_tensor.size,
+        dtype=serialized_tensor.dtype,
+        requires_grad=serialized_tensor.requires_grad,
+    )
+    for start in range(chunk_size_bytes, len(data), chunk_size_bytes):
+        yield runtime_pb2.Tensor(buffer=bytes(data[start : start + chunk_size_bytes]))
+
+
+def combine_from_streaming(stream: Iterable[runtime_pb2.Tensor]) -> runtime_pb2.Tensor:
+    """The message that `split_for_streaming` has split.
+
+    :raises SerializationError: if there are no chunks, or more bytes than the header allows
+    """
+    assembly = _Assembly()
+    for chunk in stream:
+        assembly.add(chunk)
+    return assembly.finish()
+
+
+async def deserialize_tensor_stream(
+    stream: AsyncIterator[Iterable[runtime_pb2.Tensor]],
+    *,
+    max_bytes: float = math.inf,
+    max_tensors: float = math.inf,
+) -> list[torch.Tensor]:
+    """Decode the tensors of a stream, each of which may be split over several messages.
+
+    :param stream: batches of chunks; a chunk with a dtype begins a new tensor
+    :param max_bytes: bound on all buffers together, checked before they are kept
+    :param max_tensors: bound on the number of tensors
+    :raises SerializationError: if a tensor is malformed or a bound is passed
+    """
+    tensors: list[torch.Tensor] = []
+    assembly = _Assembly()
+    received = 0
+    async for chunks in stream:
+        for chunk in chunks:
+            if chunk.dtype and not assembly.empty:
+                tensors.append(deserialize_torch_tensor(assembly.finish()))
+                assembly = _Assembly()
+            received += len(chunk.buffer)
+            if received > max_bytes or len(tensors) >= max_tensors:
+                raise SerializationError(
+                    f"a stream of tensors over the bounds of {max_bytes} bytes, {max_tensors} tensors"
+                )
+            assembly.add(chunk)
+    if not assembly.empty:
+        tensors.append(deserialize_torch_tensor(assembly.finish()))
+    return tensors
+
+
+class _Assembly:
+    """The chunks of one tensor, as far as they have come. Never holds more bytes than the header allows."""
+
+    def __init__(self) -> None:
+        self._head: runtime_pb2.Tensor | None = None
+        self._buffers: list[bytes] = []
+        self._length = self._most = 0
+
+    @property
+    def empty(self) -> bool:
+        return self._head is None
+
+    def add(self, chunk: runtime_pb2.Tensor) -> None:
+        if self._head is None:
+            self._head = chunk
+            self._most = _check_header(chunk)[1][-1]
+        elif chunk.dtype:
+            raise SerializationError("a second tensor begins among the chunks of one")
+        buffer = chunk.buffer
+        self._length += len(buffer)
+        if self._length > self._most:
+            raise TensorLengthError(f"a tensor came with over {self._most} bytes")
+        self._buffers.append(buffer)
+
+    def finish(self) -> runtime_pb2.Tensor:
+        if self._head is None:
+            raise SerializationError("a tensor came without a single chunk")
+        return runtime_pb2.Tensor(
+            compression=self._head.compression,
+            buffer=b"".join(self._buffers),
+            size=self._head.size,
+            dtype=self._head.dtype,
+            requires_grad=self._head.requires_grad,
+        )
+
+
+def _check_header(message: runtime_pb2.Tensor) -> tuple[torch.Size, Sequence[int]]:
+    """Shape, and the valid lengths of the buffer."""
+    dtype = WIRE_DTYPES.get(message.dtype)
+    if dtype is None:
+        raise SerializationError(f"dtype: got {message.dtype[:32]!r}, allowed: {', '.join(WIRE_DTYPES)}")
+    if message.requires_grad and not (dtype.is_floating_point or dtype.is_complex):
+        raise SerializationError(f"a {message.dtype} tensor cannot require a gradient")
+    size = message.size
+    if len(size) > MAX_DIMENSIONS or math.prod(max(1, length) for length in size) > MAX_ELEMENTS:
+        raise SerializationError(f"shape: got {len(size)} dimensions with over {MAX_ELEMENTS} elements or too many")
+    shape = torch.Size(size)
+    return shape, codec_for(message.compression).buffer_lengths(shape.numel(), dtype)
