@@ -7,6 +7,7 @@ is downloaded.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -106,5 +107,16 @@ def build(*, force: bool = False) -> Path:
     return TARGET
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compile the daemon unless it is fresh, and print where it is.")
+    parser.add_argument("--force", action="store_true", help="compile in any case")
+    parser.add_argument("--go", action="store_true", help="only print the toolchain; exit code 1 if there is none")
+    parser.add_argument("--is-fresh", action="store_true", help="only say, by the exit code, whether it is fresh")
+    arguments = parser.parse_args()
+    if arguments.is_fresh:
+        sys.exit(not is_fresh())
+    print(require_go() if arguments.go else build(force=arguments.force))
+
+
 if __name__ == "__main__":
-    print(build(force="--force" in sys.argv[1:]))
+    main()
