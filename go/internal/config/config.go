@@ -1,0 +1,220 @@
+// Package config is the daemon's configuration: one JSON object, read once, checked before anything starts.
+package config
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+)
+
+// Seconds is a duration that JSON writes as a number of seconds, whole or not.
+type Seconds float64
+
+// Duration converts to the standard type.
+func (s Seconds) Duration() time.Duration { return time.Duration(float64(s) * float64(time.Second)) }
+
+// DHT modes of the Kademlia routing.
+const (
+	DHTServer = "server"
+	DHTClient = "client"
+	DHTAuto   = "auto"
+	DHTOff    = "off"
+)
+
+// Config is everything the daemon is told at its start. Durations are in seconds, sizes in bytes.
+type Config struct {
+	// ParentPID is the process whose end ends the daemon; 0 does not watch.
+	ParentPID int `json:"parent_pid"`
+	// OwnerFD is the inherited descriptor of the owner's control connection, whose end ends the daemon; 0 is none.
+	OwnerFD int `json:"owner_fd"`
+	// ControlPath is the unix socket for other processes of the same user; its folder is made with mode 0700.
+	ControlPath string `json:"control_path"`
+
+	// IdentityPath is the private key file, made with a fresh Ed25519 key if it does not exist; "" keeps a fresh key in memory.
+	IdentityPath string `json:"identity_path"`
+
+	// Listen are the addresses to listen on; port 0 takes a free one.
+	Listen []string `json:"listen"`
+	// Announce replaces the advertised addresses, as for a peer behind a forwarded port.
+	Announce []string `json:"announce"`
+	// NoListen listens nowhere: the peer can only call, or be called through connections it made.
+	NoListen bool `json:"no_listen"`
+
+	// Bootstrap are peers to join through, with their ids. One that answers is enough.
+	Bootstrap []string `json:"bootstrap"`
+	// BootstrapTimeout bounds the wait for the first of them.
+	BootstrapTimeout Seconds `json:"bootstrap_timeout"`
+	// RequireBootstrap makes it fatal that none answers; else the daemon keeps trying in the background.
+	RequireBootstrap bool `json:"require_bootstrap"`
+	// DHTMode is the part this peer takes in the Kademlia routing.
+	DHTMode string `json:"dht_mode"`
+
+	// TLS and Noise are the security transports; TLS is preferred, as AES is in the processor.
+	TLS   bool `json:"tls"`
+	Noise bool `json:"noise"`
+
+	// Relay can be reached and can dial through circuit relays.
+	Relay bool `json:"relay"`
+	// NATPortMap asks the router for a port by UPnP and NAT-PMP.
+	NATPortMap bool `json:"nat_port_map"`
+	// AutoNAT finds out whether the peer is reachable, serves this to others, and punches holes.
+	AutoNAT bool `json:"auto_nat"`
+
+	// MaxMessage bounds one message of a stream.
+	MaxMessage int64 `json:"max_message"`
+	// MaxUnary bounds one unary message with its envelope; hivemind 1.1 drops anything over the default.
+	MaxUnary int64 `json:"max_unary"`
+	// DialTimeout bounds one dial of one address.
+	DialTimeout Seconds `json:"dial_timeout"`
+	// LogLevel is DEBUG, INFO, WARN or ERROR.
+	LogLevel string `json:"log_level"`
+}
+
+// Default is the configuration of a peer on loopback.
+func Default() Config {
+	return Config{
+		Listen:           []string{"/ip4/127.0.0.1/tcp/0"},
+		BootstrapTimeout: 15,
+		RequireBootstrap: true,
+		DHTMode:          DHTServer,
+		TLS:              true,
+		Noise:            true,
+		Relay:            true,
+		AutoNAT:          true,
+		MaxMessage:       64 << 20,
+		MaxUnary:         4 << 20,
+		DialTimeout:      15,
+		LogLevel:         "WARN",
+	}
+}
+
+// maxConfigSize bounds the JSON text.
+const maxConfigSize = 1 << 20
+
+// Read takes one JSON object from r until EOF, over the defaults, and checks it.
+func Read(r io.Reader) (Config, error) {
+	cfg := Default()
+	text, err := io.ReadAll(io.LimitReader(r, maxConfigSize+1))
+	if err != nil {
+		return cfg, fmt.Errorf("cannot read the configuration: %w", err)
+	}
+	if len(text) > maxConfigSize {
+		return cfg, fmt.Errorf("the configuration is larger than %d bytes", maxConfigSize)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&cfg); err != nil {
+		return cfg, fmt.Errorf("the configuration is not one JSON object: %w", err)
+	}
+	if decoder.More() {
+		return cfg, errors.New("the configuration has text after its JSON object")
+	}
+	return cfg, cfg.Validate()
+}
+
+// Validate returns every fault of the configuration, joined.
+func (c *Config) Validate() error {
+	var errs []error
+	fail := func(field, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", field, fmt.Sprintf(format, args...)))
+	}
+	if c.ParentPID < 0 {
+		fail("parent_pid", "%d is not a process", c.ParentPID)
+	}
+	if c.OwnerFD < 0 || c.OwnerFD == 1 || c.OwnerFD == 2 {
+		fail("owner_fd", "%d cannot be a control connection", c.OwnerFD)
+	}
+	if c.ControlPath != "" && !filepath.IsAbs(c.ControlPath) {
+		fail("control_path", "%q is not absolute", c.ControlPath)
+	}
+	if len(c.ControlPath) > maxSocketPath {
+		fail("control_path", "%d bytes are too long for a socket; at most %d", len(c.ControlPath), maxSocketPath)
+	}
+	c.validateAddrs(fail)
+	switch c.DHTMode {
+	case DHTServer, DHTClient, DHTAuto, DHTOff:
+	default:
+		fail("dht_mode", "%q; one of server, client, auto, off", c.DHTMode)
+	}
+	if !c.TLS && !c.Noise {
+		fail("tls", "with neither tls nor noise no connection could be made")
+	}
+	const maxSize = 1 << 31
+	if c.MaxMessage < 1 || c.MaxMessage > maxSize {
+		fail("max_message", "%d is not in 1..%d", c.MaxMessage, maxSize)
+	}
+	if c.MaxUnary < 1024 || c.MaxUnary > maxSize {
+		fail("max_unary", "%d is not in 1024..%d", c.MaxUnary, maxSize)
+	}
+	for name, value := range map[string]Seconds{"bootstrap_timeout": c.BootstrapTimeout, "dial_timeout": c.DialTimeout} {
+		if !(value > 0 && value <= 86400) {
+			fail(name, "%v is not in 0..86400 seconds", float64(value))
+		}
+	}
+	if _, err := c.Level(); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// maxSocketPath is what sockaddr_un holds on the smallest of our systems.
+const maxSocketPath = 103
+
+func (c *Config) validateAddrs(fail func(field, format string, args ...any)) {
+	for _, text := range c.Listen {
+		if _, err := ma.NewMultiaddr(text); err != nil {
+			fail("listen", "%q: %v", text, err)
+		}
+	}
+	if len(c.Listen) == 0 && !c.NoListen {
+		fail("listen", "no address; set no_listen for a peer that only calls")
+	}
+	for _, text := range c.Announce {
+		addr, err := ma.NewMultiaddr(text)
+		if err != nil {
+			fail("announce", "%q: %v", text, err)
+			continue
+		}
+		for _, code := range []int{ma.P_TCP, ma.P_UDP} {
+			if port, err := addr.ValueForProtocol(code); err == nil && port == "0" {
+				fail("announce", "%q: port 0 cannot be dialled", text)
+			}
+		}
+	}
+	for _, text := range c.Bootstrap {
+		if _, err := peer.AddrInfoFromString(text); err != nil {
+			fail("bootstrap", "%q: %v", text, err)
+		}
+	}
+}
+
+// BootstrapPeers are the peers to join through, addresses of one peer merged. The configuration must be valid.
+func (c *Config) BootstrapPeers() ([]peer.AddrInfo, error) {
+	addrs := make([]ma.Multiaddr, 0, len(c.Bootstrap))
+	for _, text := range c.Bootstrap {
+		addr, err := ma.NewMultiaddr(text)
+		if err != nil {
+			return nil, err
+		}
+		addrs = append(addrs, addr)
+	}
+	return peer.AddrInfosFromP2pAddrs(addrs...)
+}
+
+// Level is the log level as slog has it.
+func (c *Config) Level() (slog.Level, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(strings.ToUpper(c.LogLevel))); err != nil {
+		return level, fmt.Errorf("log_level: %q; one of DEBUG, INFO, WARN, ERROR", c.LogLevel)
+	}
+	return level, nil
+}

@@ -1,0 +1,359 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"hivemind/p2pd/internal/config"
+	"hivemind/p2pd/internal/node"
+)
+
+// patience bounds every wait of the tests; typical waits are a thousand times shorter.
+const patience = 30 * time.Second
+
+// event is a frame that a client has received.
+type event struct {
+	header
+	payload []byte
+}
+
+// client speaks the control protocol as the Python side does, frame by frame.
+type client struct {
+	t     *testing.T
+	sock  net.Conn
+	write sync.Mutex
+
+	mu      sync.Mutex
+	streams map[uint32]chan event // frames of streams and answers, in order
+	accepts chan event
+	ended   chan struct{}
+	nextID  uint32
+	nextReq uint32
+	manual  bool // the test grants credit itself
+}
+
+func (c *client) channel(id uint32) chan event {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ch := c.streams[id]
+	if ch == nil {
+		ch = make(chan event, 4096)
+		c.streams[id] = ch
+	}
+	return ch
+}
+
+const requestBase = 1 << 31 // request numbers apart from stream numbers, to share one table
+
+func newClient(t *testing.T, sock net.Conn) *client {
+	c := &client{
+		t: t, sock: sock, streams: make(map[uint32]chan event), accepts: make(chan event, 4096), ended: make(chan struct{}),
+		nextID: 1, nextReq: requestBase,
+	}
+	go c.read()
+	t.Cleanup(func() { sock.Close() })
+	return c
+}
+
+func (c *client) read() {
+	defer close(c.ended)
+	for {
+		var raw [headSize]byte
+		if _, err := io.ReadFull(c.sock, raw[:]); err != nil {
+			return
+		}
+		h, err := parseHeader(&raw)
+		if err != nil {
+			return
+		}
+		ev := event{header: h, payload: make([]byte, h.length)}
+		if _, err := io.ReadFull(c.sock, ev.payload); err != nil {
+			return
+		}
+		if h.kind == typeAccept {
+			c.channel(h.stream)
+			c.accepts <- ev
+			continue
+		}
+		if h.kind == typeData && !c.manual {
+			c.send(header{kind: typeWindow, stream: h.stream, aux: h.length}, nil)
+		}
+		c.channel(h.stream) <- ev
+	}
+}
+
+func (c *client) send(h header, payload []byte) {
+	h.length = uint32(len(payload))
+	var raw [headSize]byte
+	h.put(&raw)
+	c.write.Lock()
+	defer c.write.Unlock()
+	_, _ = c.sock.Write(append(raw[:], payload...))
+}
+
+// request sends a request and returns its answer.
+func (c *client) request(fields map[string]any) (map[string]any, *Fault) {
+	c.t.Helper()
+	payload, err := json.Marshal(fields)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.mu.Lock()
+	c.nextReq++
+	id := c.nextReq
+	c.mu.Unlock()
+	c.send(header{kind: typeRequest, stream: id}, payload)
+	ev := c.next(id)
+	var answer map[string]any
+	if err := json.Unmarshal(ev.payload, &answer); err != nil {
+		c.t.Fatalf("answer %q: %v", ev.payload, err)
+	}
+	if ev.flags&flagError != 0 {
+		code, _ := answer["code"].(float64)
+		text, _ := answer["error"].(string)
+		return nil, &Fault{Code: Code(code), Text: text}
+	}
+	return answer, nil
+}
+
+func (c *client) must(fields map[string]any) map[string]any {
+	c.t.Helper()
+	answer, fault := c.request(fields)
+	if fault != nil {
+		c.t.Fatalf("%v: %v", fields, fault)
+	}
+	return answer
+}
+
+func (c *client) listen(name string, mode Mode) {
+	c.t.Helper()
+	c.must(map[string]any{"op": "listen", "name": name, "mode": mode})
+}
+
+// next is the next frame of a stream.
+func (c *client) next(id uint32) event {
+	c.t.Helper()
+	select {
+	case ev := <-c.channel(id):
+		return ev
+	case <-time.After(patience):
+		c.t.Fatalf("no frame on stream %d", id)
+	case <-c.ended:
+		select {
+		case ev := <-c.channel(id):
+			return ev
+		default:
+			c.t.Fatalf("connection ended while waiting on stream %d", id)
+		}
+	}
+	return event{}
+}
+
+// open opens a stream; a nil first leaves the first message to the caller.
+func (c *client) open(p peer.ID, name string, mode Mode, timeout time.Duration, first []byte) uint32 {
+	c.mu.Lock()
+	id := c.nextID
+	c.nextID += 2
+	c.mu.Unlock()
+	h := header{kind: typeOpen, code: uint16(mode), stream: id, aux: uint32(timeout.Milliseconds())}
+	payload := appendTarget(nil, &target{peer: []byte(p), name: name})
+	if first != nil {
+		h.flags = flagFirst
+		payload = append(payload, first...)
+	}
+	c.send(h, payload)
+	return id
+}
+
+// message sends a message in frames.
+func (c *client) message(id uint32, message []byte, flags uint8) {
+	for first := true; first || len(message) > 0; first = false {
+		n := min(len(message), MaxPayload)
+		c.send(header{kind: typeData, flags: flags, stream: id, aux: uint32(len(message))}, message[:n])
+		message = message[n:]
+	}
+}
+
+// receive reads one message of a stream; fin is set when FIN came, fault when RESET came.
+func (c *client) receive(id uint32) (message []byte, isError, fin bool, fault *Fault) {
+	c.t.Helper()
+	for {
+		ev := c.next(id)
+		switch ev.kind {
+		case typeOpened, typeWindow:
+			continue
+		case typeFin:
+			return nil, false, true, nil
+		case typeReset:
+			return nil, false, false, &Fault{Code: Code(ev.code), Text: string(ev.payload)}
+		case typeData:
+			message = append(message, ev.payload...)
+			if ev.aux == ev.length {
+				return message, ev.flags&flagError != 0, false, nil
+			}
+		default:
+			c.t.Fatalf("frame type %d on stream %d", ev.kind, id)
+		}
+	}
+}
+
+// accept waits for an incoming stream; first is nil if its first message is not inside.
+func (c *client) accept() (id uint32, t target, first []byte) {
+	c.t.Helper()
+	select {
+	case ev := <-c.accepts:
+		t, rest, err := parseTarget(ev.payload)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if ev.flags&flagFirst != 0 {
+			first = append([]byte{}, rest...)
+		}
+		return ev.stream, t, first
+	case <-time.After(patience):
+		c.t.Fatal("no incoming stream")
+	}
+	return 0, target{}, nil
+}
+
+// acceptUnary waits for a call and its whole request.
+func (c *client) acceptUnary() (id uint32, t target, request []byte) {
+	c.t.Helper()
+	id, t, first := c.accept()
+	if first != nil {
+		return id, t, first
+	}
+	request, _, _, fault := c.receive(id)
+	if fault != nil {
+		c.t.Fatalf("request of %s: %v", t.name, fault)
+	}
+	return id, t, request
+}
+
+// call makes a unary call.
+func (c *client) call(p peer.ID, name string, request []byte) (answer []byte, isError bool, fault *Fault) {
+	c.t.Helper()
+	var id uint32
+	if len(request) < 100<<10 {
+		id = c.open(p, name, ModeUnary, patience, append([]byte{}, request...))
+	} else {
+		id = c.open(p, name, ModeUnary, patience, nil)
+		c.sendAll(id, request)
+	}
+	answer, isError, _, fault = c.receive(id)
+	return answer, isError, fault
+}
+
+// sendAll sends a message of any size within the credit, with the grants it reads from the stream.
+func (c *client) sendAll(id uint32, message []byte) {
+	c.t.Helper()
+	credit := Window
+	for len(message) > 0 {
+		n := min(len(message), MaxPayload, credit)
+		if n > 0 {
+			c.send(header{kind: typeData, stream: id, aux: uint32(len(message))}, message[:n])
+			message, credit = message[n:], credit-n
+			continue
+		}
+		ev := c.next(id)
+		switch ev.kind {
+		case typeWindow:
+			credit += int(ev.aux)
+		case typeOpened:
+		default:
+			c.channel(id) <- ev // the stream has ended: its end is read by receive
+			return
+		}
+	}
+}
+
+// daemon is a node with a server and an owner's client.
+type daemon struct {
+	*client
+	node   *node.Node
+	server *Server
+}
+
+func testConfig() config.Config {
+	cfg := config.Default()
+	cfg.AutoNAT, cfg.Relay = false, false
+	return cfg
+}
+
+func startNode(t *testing.T, cfg config.Config) *node.Node {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	n, err := node.New(ctx, &cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Close)
+	return n
+}
+
+func startDaemon(t *testing.T, change func(*config.Config)) *daemon {
+	t.Helper()
+	cfg := testConfig()
+	if change != nil {
+		change(&cfg)
+	}
+	n := startNode(t, cfg)
+	level := slog.LevelError
+	if os.Getenv("P2PD_TEST_LOG") != "" {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	d := &daemon{node: n, server: NewServer(n, Limits{MaxMessage: cfg.MaxMessage, MaxUnary: cfg.MaxUnary}, log)}
+	t.Cleanup(d.server.Close)
+	d.client = d.connect(t, true)
+	return d
+}
+
+// connect makes another control connection, as a guest or as the owner.
+func (d *daemon) connect(t *testing.T, owner bool) *client {
+	t.Helper()
+	ours, theirs := socketPair(t)
+	go d.server.ServeConn(theirs, owner)
+	c := newClient(t, ours)
+	c.must(map[string]any{"op": "hello", "version": Version})
+	return c
+}
+
+func socketPair(t *testing.T) (a, b net.Conn) {
+	t.Helper()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, errA := Inherited(fds[0])
+	b, errB := Inherited(fds[1])
+	if err := errors.Join(errA, errB); err != nil {
+		t.Fatal(err)
+	}
+	return a, b
+}
+
+// startPair starts two daemons that are connected.
+func startPair(t *testing.T) (a, b *daemon) {
+	t.Helper()
+	a, b = startDaemon(t, nil), startDaemon(t, nil)
+	a.must(map[string]any{"op": "connect", "peer": b.node.ID().String(), "addrs": Texts(b.node.Addrs()), "timeout": 20})
+	return a, b
+}
+
+func pattern(n int) []byte {
+	return bytes.Repeat([]byte("hivemind"), n/8+1)[:n]
+}

@@ -1,0 +1,53 @@
+package control
+
+import (
+	"bufio"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+)
+
+// netStream is a stream of the network, read through a small buffer.
+type netStream struct {
+	network.Stream
+	in *bufio.Reader
+}
+
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 4<<10) }}
+
+func newNetStream(s network.Stream) *netStream {
+	in, _ := readers.Get().(*bufio.Reader)
+	in.Reset(s)
+	return &netStream{Stream: s, in: in}
+}
+
+// free gives the read buffer back, when no goroutine reads any more.
+func (s *netStream) free() {
+	s.in.Reset(nil)
+	readers.Put(s.in)
+	s.in = nil
+}
+
+// stallTimeout bounds how long a peer may leave a unary message half sent or half read.
+const stallTimeout = time.Minute
+
+// lingerTimeout bounds the wait for a caller to close its side after it has had everything.
+const lingerTimeout = 10 * time.Second
+
+// abort resets the stream: the peer must see that it did not end well.
+func (s *netStream) abort(fault *Fault) {
+	_ = s.ResetWithError(resetCode(fault)) // a stream that is gone already needs none
+}
+
+// linger reads and drops what the peer still sends, until it closes its side or lingerTimeout has passed, and closes the
+// stream. Closing before that may lose the tail of what was sent, over QUIC.
+func (s *netStream) linger() {
+	_ = s.SetReadDeadline(time.Now().Add(lingerTimeout))
+	if _, err := io.Copy(io.Discard, s.in); err != nil {
+		_ = s.Reset()
+		return
+	}
+	_ = s.Close()
+}

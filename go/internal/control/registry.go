@@ -1,0 +1,161 @@
+package control
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"hivemind/p2pd/internal/node"
+)
+
+// Calls under way, as bounds for what peers can make this daemon and its clients hold.
+const (
+	maxPerHandler = 4096
+	maxPerPeer    = 1024
+)
+
+// registry knows which connections answer which handler names, and admits calls to them.
+type registry struct {
+	network *node.Node
+	serve   func(network.Stream, Mode)
+
+	mu       sync.Mutex
+	handlers map[string]*handler // mu
+	perPeer  map[peer.ID]int     // mu: calls under way; no zero entries
+	closed   bool                // mu
+}
+
+// handler is a name with those who answer it.
+type handler struct {
+	mode     Mode
+	balanced bool
+	members  []*member
+}
+
+// member is one connection's part in a handler.
+type member struct {
+	conn     *conn
+	limit    int
+	inFlight int
+}
+
+func newRegistry(n *node.Node, serve func(network.Stream, Mode)) *registry {
+	return &registry{network: n, serve: serve, handlers: make(map[string]*handler), perPeer: make(map[peer.ID]int)}
+}
+
+// add makes c answer name; limit 0 is the daemon's.
+func (r *registry) add(c *conn, name string, mode Mode, balanced bool, limit int) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if !mode.valid() || limit < 0 {
+		return faultf(CodeBadRequest, "listen: mode %d, max_in_flight %d", mode, limit)
+	}
+	if limit == 0 || limit > maxPerHandler {
+		limit = maxPerHandler
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return errClosing
+	}
+	h := r.handlers[name]
+	switch {
+	case h == nil && r.network.Handles(name):
+		return faultf(CodeHandlerTaken, "%q is a protocol of the daemon itself", name)
+	case h == nil:
+		h = &handler{mode: mode, balanced: balanced}
+		r.handlers[name] = h
+		r.network.Handle(name, func(s network.Stream) { r.serve(s, mode) })
+	case !h.balanced || !balanced:
+		return faultf(CodeHandlerTaken, "%q has a handler already; several are possible if all are balanced", name)
+	case h.mode != mode:
+		return faultf(CodeHandlerTaken, "%q has a handler of mode %d, not %d", name, h.mode, mode)
+	}
+	h.members = append(h.members, &member{conn: c, limit: limit})
+	return nil
+}
+
+// remove ends one registration of c; calls under way go on.
+func (r *registry) remove(c *conn, name string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h := r.handlers[name]; h != nil {
+		for i, m := range h.members {
+			if m.conn == c {
+				r.drop(name, h, i)
+				return nil
+			}
+		}
+	}
+	return faultf(CodeBadRequest, "unlisten: this connection has no handler %q", name)
+}
+
+// removeConn ends all registrations of c.
+func (r *registry) removeConn(c *conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, h := range r.handlers {
+		for i := len(h.members) - 1; i >= 0; i-- {
+			if h.members[i].conn == c {
+				r.drop(name, h, i)
+			}
+		}
+	}
+}
+
+// drop removes a member, and the handler with its last; mu is held.
+func (r *registry) drop(name string, h *handler, i int) {
+	h.members = slices.Delete(h.members, i, i+1)
+	if len(h.members) == 0 {
+		delete(r.handlers, name)
+		r.network.Unhandle(name)
+	}
+}
+
+// close removes everything and refuses what would come.
+func (r *registry) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	for name := range r.handlers {
+		delete(r.handlers, name)
+		r.network.Unhandle(name)
+	}
+}
+
+// admit chooses who answers a call: the member with the least in flight. The caller of admit releases it.
+func (r *registry) admit(name string, mode Mode, caller peer.ID) (*member, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := r.handlers[name]
+	if h == nil || h.mode != mode {
+		return nil, faultf(CodeNotSupported, "%s: no handler %q", node.ErrNotSupported, name)
+	}
+	if r.perPeer[caller] >= maxPerPeer {
+		return nil, faultf(CodeBusy, "%s has %d calls in flight", caller, maxPerPeer)
+	}
+	var best *member
+	for _, m := range h.members {
+		if m.inFlight < m.limit && (best == nil || m.inFlight < best.inFlight) {
+			best = m
+		}
+	}
+	if best == nil {
+		return nil, faultf(CodeBusy, "%q has as many calls in flight as it takes", name)
+	}
+	best.inFlight++
+	r.perPeer[caller]++
+	return best, nil
+}
+
+func (r *registry) release(m *member, caller peer.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m.inFlight--
+	if r.perPeer[caller]--; r.perPeer[caller] == 0 {
+		delete(r.perPeer, caller)
+	}
+}

@@ -1,0 +1,36 @@
+package control
+
+import (
+	"runtime"
+	"sync/atomic"
+)
+
+// counters count streams since the start; safe for concurrent use.
+type counters struct {
+	unaryOut, unaryIn     atomic.Int64
+	streamsOut, streamsIn atomic.Int64
+}
+
+// Stats is the answer of the request stats. Counts are since the start, sizes in bytes.
+type Stats struct {
+	UnaryOut   int64  `json:"unary_out"`   // unary calls of the clients
+	UnaryIn    int64  `json:"unary_in"`    // unary calls of peers
+	StreamsOut int64  `json:"streams_out"` // streams of the clients
+	StreamsIn  int64  `json:"streams_in"`  // streams of peers
+	InFlight   int64  `json:"in_flight"`   // calls and streams under way
+	Peers      int    `json:"peers"`       // connected peers
+	Goroutines int    `json:"goroutines"`
+	Heap       uint64 `json:"heap"` // memory of live and dead objects
+	System     uint64 `json:"system"`
+}
+
+func (srv *Server) stats() *Stats {
+	var memory runtime.MemStats
+	runtime.ReadMemStats(&memory)
+	return &Stats{
+		UnaryOut: srv.counters.unaryOut.Load(), UnaryIn: srv.counters.unaryIn.Load(),
+		StreamsOut: srv.counters.streamsOut.Load(), StreamsIn: srv.counters.streamsIn.Load(),
+		InFlight: srv.active.Load(), Peers: len(srv.network.Peers()),
+		Goroutines: runtime.NumGoroutine(), Heap: memory.HeapAlloc, System: memory.Sys,
+	}
+}

@@ -1,0 +1,227 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+// item is a DATA or FIN frame on its way from the client to the network.
+type item struct {
+	fin     bool
+	isError bool
+	toCome  uint32 // bytes of the message from this payload on
+	payload []byte
+	owned   *buffer
+}
+
+// stream is one stream of a control connection. Its runner goroutines move messages between it and a network stream; the
+// connection's reader only fills the inbox and never waits.
+type stream struct {
+	conn *conn
+	id   uint32
+	mode Mode
+	// ctx ends with the stream; its cause tells why.
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	mu        sync.Mutex
+	inbox     []item // mu: frames from the client in order
+	allowance int    // mu: bytes the client may still send
+	credit    int    // mu: bytes this side may still send
+
+	arrived chan struct{} // signals a change of inbox
+	granted chan struct{} // signals a change of credit
+
+	opening  *time.Timer // OPEN's timeout; nil if none, set before the runners start
+	consumed int         // of the runner that reads the inbox: bytes taken since the last WINDOW
+	finSent  bool        // of the runner that reads the network
+}
+
+func newStream(c *conn, id uint32, mode Mode) *stream {
+	s := &stream{
+		conn: c, id: id, mode: mode, allowance: Window, credit: Window,
+		arrived: make(chan struct{}, 1), granted: make(chan struct{}, 1),
+	}
+	s.ctx, s.cancel = context.WithCancelCause(c.ctx)
+	return s
+}
+
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// put takes a frame from the client; its payload must be within the credit.
+func (s *stream) put(it item) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(it.payload) > s.allowance {
+		return fmt.Errorf("%w: stream %d sent %d bytes over its credit", errProtocol, s.id, len(it.payload)-s.allowance)
+	}
+	s.allowance -= len(it.payload)
+	s.inbox = append(s.inbox, it)
+	signal(s.arrived)
+	return nil
+}
+
+// next waits for the client's next frame; the caller hands it to done.
+func (s *stream) next(ctx context.Context) (item, error) {
+	for {
+		s.mu.Lock()
+		if len(s.inbox) > 0 {
+			it := s.inbox[0]
+			s.inbox[0] = item{}
+			s.inbox = s.inbox[1:]
+			s.mu.Unlock()
+			return it, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-s.arrived:
+		case <-ctx.Done():
+			return item{}, context.Cause(ctx)
+		}
+	}
+}
+
+// done frees a frame's buffer and grants the client new credit, in portions.
+func (s *stream) done(it item) {
+	s.consumed += len(it.payload)
+	it.owned.free()
+	if s.consumed < Window/4 {
+		return
+	}
+	s.mu.Lock()
+	s.allowance += s.consumed
+	s.mu.Unlock()
+	s.conn.out.send(frame{head: header{kind: typeWindow, stream: s.id, aux: uint32(s.consumed)}})
+	s.consumed = 0
+}
+
+// grant adds to the credit of this side.
+func (s *stream) grant(n uint32) error {
+	const most = 1 << 30
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.credit+int(n) > most {
+		return fmt.Errorf("%w: stream %d was granted more than %d bytes", errProtocol, s.id, most)
+	}
+	s.credit += int(n)
+	signal(s.granted)
+	return nil
+}
+
+// takeCredit waits for credit and takes up to want bytes of it.
+func (s *stream) takeCredit(want int) (int, error) {
+	for {
+		s.mu.Lock()
+		n := min(want, s.credit)
+		s.credit -= n
+		s.mu.Unlock()
+		if n > 0 {
+			return n, nil
+		}
+		select {
+		case <-s.granted:
+		case <-s.ctx.Done():
+			return 0, context.Cause(s.ctx)
+		}
+	}
+}
+
+// giveBack returns credit that was taken and not used.
+func (s *stream) giveBack(n int) {
+	s.mu.Lock()
+	s.credit += n
+	s.mu.Unlock()
+}
+
+// awaitCredit waits until there is credit, which is when the network may be read.
+func (s *stream) awaitCredit() error {
+	n, err := s.takeCredit(1)
+	s.giveBack(n)
+	return err
+}
+
+// relay sends one message of size bytes from r to the client, in pieces as they come. An error of r comes as readError.
+func (s *stream) relay(r io.Reader, size int, flags uint8) error {
+	toCome := size
+	for first := true; first || toCome > 0; first = false {
+		n := min(toCome, MaxPayload)
+		if n > 0 {
+			var err error
+			if n, err = s.takeCredit(n); err != nil {
+				return err
+			}
+		}
+		buf := newBuffer(n)
+		if _, err := io.ReadFull(r, buf.data); err != nil {
+			buf.free()
+			return &readError{err}
+		}
+		head := header{kind: typeData, flags: flags, stream: s.id, aux: uint32(toCome)}
+		if !s.conn.out.sendData(frame{head: head, payload: buf.data, owned: buf}) {
+			return errClientGone
+		}
+		toCome -= n
+	}
+	return nil
+}
+
+// readError is an error of the network stream, not of the client's side.
+type readError struct{ err error }
+
+func (e *readError) Error() string { return e.err.Error() }
+func (e *readError) Unwrap() error { return e.err }
+
+// fin tells the client that no more messages come.
+func (s *stream) fin() {
+	s.finSent = true
+	s.conn.out.send(frame{head: header{kind: typeFin, stream: s.id}})
+}
+
+// reset tells the client that the stream is over, and why.
+func (s *stream) reset(fault *Fault) {
+	s.conn.out.send(frame{
+		head:    header{kind: typeReset, code: uint16(fault.Code), stream: s.id},
+		payload: truncate(fault.Text),
+	})
+}
+
+// maxText bounds the text of a RESET; a peer's text may be inside.
+const maxText = 16 << 10
+
+func truncate(text string) []byte {
+	if len(text) > maxText {
+		text = text[:maxText]
+	}
+	return []byte(text)
+}
+
+// over ends the stream: it is unknown from here on, and its runners stop.
+func (s *stream) over(cause error) {
+	s.cancel(cause)
+	s.conn.forget(s)
+	s.mu.Lock()
+	for _, it := range s.inbox {
+		it.owned.free()
+	}
+	s.inbox = nil
+	s.mu.Unlock()
+}
+
+// fail ends the stream with a RESET, unless it was the client that ended it.
+func (s *stream) fail(err error) {
+	if cause := context.Cause(s.ctx); cause != nil {
+		err = cause
+	}
+	if err != errClientReset && err != errClientGone && err != errFinished { //nolint:errorlint // bare sentinels of this package
+		s.reset(faultOf(err))
+	}
+	s.over(err)
+}

@@ -1,0 +1,319 @@
+package control
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"hivemind/p2pd/internal/wire"
+)
+
+// inlineLimit: messages up to this size go out in one write with their head, and to the client in one frame.
+const inlineLimit = 32 << 10
+
+// callUnary runs a unary call of the client: its request out, the answer back.
+func (srv *Server) callUnary(s *stream, p peer.ID, name string) error {
+	first, err := s.next(s.ctx)
+	if err != nil {
+		return err
+	}
+	if first.fin || first.isError {
+		first.owned.free()
+		return faultf(CodeBadRequest, "a unary call begins with its request")
+	}
+	req := wire.Request{Peer: []byte(p), Handler: name}
+	if _, err := rand.Read(req.CallID[:]); err != nil {
+		return err
+	}
+	size := int(first.toCome)
+	if whole := wire.RequestSize(&req, size); int64(whole) > srv.limits.MaxUnary {
+		first.owned.free()
+		return faultf(CodeTooLarge, "a request of %d bytes with its envelope; the limit is %d", whole, srv.limits.MaxUnary)
+	}
+	return srv.withStream(s, p, name, func(ns *netStream) error {
+		head := wire.AppendRequest(make([]byte, 0, headRoom(first)), &req, size)
+		if err := s.sendMessage(ns, head, first); err != nil && !isNetwork(err) {
+			return err
+		}
+		// A peer that refuses a request answers or resets before it has read all: what it says counts, not the broken write.
+		return srv.receiveAnswer(s, ns)
+	})
+}
+
+// receiveAnswer reads the answer of a unary call and relays it to the client.
+func (srv *Server) receiveAnswer(s *stream, ns *netStream) error {
+	size, err := readSize(ns, srv.limits.MaxUnary)
+	if err != nil {
+		return err
+	}
+	head, err := ns.in.Peek(min(size, wire.MaxEnvelopeHead))
+	if err != nil {
+		return readFault(ns, err)
+	}
+	var body io.Reader = ns.in
+	res, used, ok := wire.SplitResponse(head, size)
+	if ok {
+		_, _ = ns.in.Discard(used) // it was peeked
+		size -= used
+	} else {
+		message, err := readWhole(ns.in, size)
+		if err != nil {
+			return readFault(ns, err)
+		}
+		var data []byte
+		if res, data, err = wire.ParseResponse(message); err != nil {
+			return err
+		}
+		body, size = bytes.NewReader(data), len(data)
+	}
+	var flags uint8
+	if res.IsError {
+		flags = flagError
+	}
+	return networkFault(ns, s.relay(body, size, flags))
+}
+
+// serveUnary answers a unary call that a peer makes. The name in the envelope decides, as in hivemind 1.1.
+func (srv *Server) serveUnary(ns *netStream) error {
+	_ = ns.SetReadDeadline(time.Now().Add(stallTimeout))
+	size, err := readSize(ns, srv.limits.MaxUnary)
+	if err != nil {
+		return err
+	}
+	req, body, size, err := readRequest(ns, size)
+	if err != nil {
+		return err
+	}
+	caller := ns.Conn().RemotePeer()
+	handler, err := srv.registry.admit(req.Handler, ModeUnary, caller)
+	if err != nil {
+		fault := faultOf(err)
+		if fault.Code != CodeNotSupported {
+			return fault
+		}
+		return sendAnswer(ns, &wire.Response{CallID: req.CallID, IsError: true}, fault.Text)
+	}
+	defer srv.registry.release(handler, caller)
+
+	s, err := deliverRequest(handler.conn, ns, &target{peer: []byte(caller), name: req.Handler}, body, size)
+	if err != nil {
+		return err
+	}
+	defer s.conn.running.Done()
+	if err := runHandler(s, ns, srv.limits.MaxUnary, req.CallID); err != nil {
+		s.fail(err)
+		return err
+	}
+	s.over(errFinished)
+	return nil
+}
+
+// readRequest reads the head of a request and returns where its data comes from.
+func readRequest(ns *netStream, size int) (wire.Request, io.Reader, int, error) {
+	head, err := ns.in.Peek(min(size, wire.MaxEnvelopeHead))
+	if err != nil {
+		return wire.Request{}, nil, 0, readFault(ns, err)
+	}
+	req, used, ok := wire.SplitRequest(head, size)
+	if ok {
+		_, _ = ns.in.Discard(used) // it was peeked
+		return req, ns.in, size - used, nil
+	}
+	message, err := readWhole(ns.in, size)
+	if err != nil {
+		return wire.Request{}, nil, 0, readFault(ns, err)
+	}
+	req, data, err := wire.ParseRequest(message)
+	return req, bytes.NewReader(data), len(data), err
+}
+
+// deliverRequest announces a call to the handler's client and relays the request.
+func deliverRequest(c *conn, ns *netStream, t *target, body io.Reader, size int) (*stream, error) {
+	var first *buffer
+	if size <= inlineLimit {
+		room := targetSize(t)
+		first = newBuffer(room + size)
+		if _, err := io.ReadFull(body, first.data[room:]); err != nil {
+			first.free()
+			return nil, readFault(ns, err)
+		}
+	}
+	s, err := c.accept(ModeUnary, t, first)
+	if err != nil || first != nil {
+		return s, err
+	}
+	if err := networkFault(ns, s.relay(body, size, 0)); err != nil {
+		s.fail(err)
+		s.conn.running.Done()
+		return nil, err
+	}
+	return s, nil
+}
+
+// runHandler waits for the client's answer and sends it, while it watches the caller: whatever comes from it after the
+// request, its end included, means that it has given up.
+func runHandler(s *stream, ns *netStream, limit int64, callID [wire.CallIDSize]byte) error {
+	_ = ns.SetReadDeadline(time.Time{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		_, _ = ns.in.Peek(1) // also ends by the deadline below, when the stream is over already
+		s.cancel(faultf(CodeCancelled, "the caller has cancelled the call or is gone"))
+	}()
+	stop := abortWith(s, ns)
+	err := sendHandlerAnswer(s, ns, limit, callID)
+	if err == nil {
+		err = ns.CloseWrite()
+	}
+	if err == nil {
+		s.cancel(errFinished)
+	} else {
+		s.cancel(err)
+	}
+	stop()
+	_ = ns.SetReadDeadline(time.Now())
+	<-watched
+	return err
+}
+
+func sendHandlerAnswer(s *stream, ns *netStream, limit int64, callID [wire.CallIDSize]byte) error {
+	first, err := s.next(s.ctx)
+	if err != nil {
+		return err
+	}
+	if first.fin {
+		return faultf(CodeInternal, "the handler ended without an answer")
+	}
+	res := wire.Response{CallID: callID, IsError: first.isError}
+	size := int(first.toCome)
+	if int64(wire.ResponseSize(size)) > limit {
+		first.owned.free()
+		s.reset(faultf(CodeTooLarge, "%s", oversize))
+		res.IsError = true
+		return sendAnswer(ns, &res, oversize)
+	}
+	_ = ns.SetWriteDeadline(time.Now().Add(stallTimeout))
+	head := wire.AppendResponse(make([]byte, 0, headRoom(first)), &res, size)
+	return s.sendMessage(ns, head, first)
+}
+
+// oversize is what a caller is told whose answer does not fit the limit.
+const oversize = "response size exceeds message size limit"
+
+func sendAnswer(ns *netStream, res *wire.Response, text string) error {
+	_ = ns.SetWriteDeadline(time.Now().Add(stallTimeout))
+	answer := append(wire.AppendResponse(nil, res, len(text)), text...)
+	if _, err := ns.Write(answer); err != nil {
+		return streamFault(ns, err)
+	}
+	return nil
+}
+
+// sendMessage writes a head and the message that begins with first to the network, as the client's frames come.
+func (s *stream) sendMessage(ns *netStream, head []byte, first item) error {
+	toCome := first.toCome
+	for it := first; ; {
+		if it.toCome != toCome || it.fin || it.isError != first.isError {
+			s.done(it)
+			return fmt.Errorf("%w: stream %d ended a message early", errProtocol, s.id)
+		}
+		err := writeBoth(ns, head, it.payload)
+		toCome -= uint32(len(it.payload))
+		s.done(it)
+		if err != nil {
+			return &writeError{streamFault(ns, err)}
+		}
+		if toCome == 0 {
+			return nil
+		}
+		if it, err = s.next(s.ctx); err != nil {
+			return err
+		}
+		head = nil
+	}
+}
+
+// headRoom is the space for the head of a message, and for its first bytes where writeBoth puts them behind it.
+func headRoom(first item) int {
+	const most = 256 // a longer head, of a long handler name, costs an allocation more
+	if len(first.payload) <= inlineLimit {
+		return most + len(first.payload)
+	}
+	return most
+}
+
+// writeBoth writes head and payload, in one piece if they are small: each write is a record of its own on the network.
+func writeBoth(ns *netStream, head, payload []byte) error {
+	if len(payload) <= inlineLimit && len(head) > 0 {
+		head, payload = append(head, payload...), nil
+	}
+	if len(head) > 0 {
+		if _, err := ns.Write(head); err != nil {
+			return err
+		}
+	}
+	if len(payload) == 0 {
+		return nil
+	}
+	_, err := ns.Write(payload)
+	return err
+}
+
+// writeError is a failed write to the network.
+type writeError struct{ fault *Fault }
+
+func (e *writeError) Error() string { return e.fault.Text }
+func (e *writeError) Unwrap() error { return e.fault }
+
+func isNetwork(err error) bool {
+	var write *writeError
+	return errors.As(err, &write)
+}
+
+// networkFault turns a network stream's error of relay into its fault.
+func networkFault(ns *netStream, err error) error {
+	var read *readError
+	if errors.As(err, &read) {
+		return readFault(ns, read.err)
+	}
+	return err
+}
+
+// readSize reads the length prefix of an envelope.
+func readSize(ns *netStream, limit int64) (int, error) {
+	var size uint64
+	for shift := 0; ; shift += 7 {
+		b, err := ns.in.ReadByte()
+		if err == io.EOF { //nolint:errorlint // a wrapped EOF is a broken connection
+			return 0, faultf(CodeRemoteReset, "the peer closed the stream without a message")
+		}
+		if err != nil {
+			return 0, streamFault(ns, err)
+		}
+		size |= uint64(b&0x7f) << shift
+		switch {
+		case shift >= 28 || size > uint64(limit):
+			return 0, faultf(CodeTooLarge, "the peer announces a message over the limit of %d bytes", limit)
+		case b < 0x80 && size == 0:
+			return 0, faultf(CodeMalformed, "%s: an empty envelope", wire.ErrMalformed)
+		case b < 0x80:
+			return int(size), nil
+		}
+	}
+}
+
+// readWhole reads a message into memory that grows as it comes, as its announced size may be a lie.
+func readWhole(in *bufio.Reader, size int) ([]byte, error) {
+	var message bytes.Buffer
+	n, err := io.Copy(&message, io.LimitReader(in, int64(size)))
+	if err == nil && n < int64(size) {
+		err = io.ErrUnexpectedEOF
+	}
+	return message.Bytes(), err
+}

@@ -1,0 +1,172 @@
+package life
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"hivemind/p2pd/internal/config"
+	"hivemind/p2pd/internal/control"
+	"hivemind/p2pd/internal/node"
+)
+
+const (
+	// drainTime is how long calls under way may go on after the first signal.
+	drainTime = 2 * time.Second
+	// closeTime bounds leaving the network; the process exits then in any case.
+	closeTime = 500 * time.Millisecond
+	// flushTime bounds writing the last log lines.
+	flushTime = 100 * time.Millisecond
+
+	// The heap is small and made of short-lived buffers: collecting it at four times its live size saves a tenth of the time
+	// under load, and the limit makes the collector busier before a large heap gets out of hand.
+	gcPercent   = 400
+	memoryLimit = 1 << 30
+)
+
+// Run is the daemon from its configuration on in to its exit code.
+func Run(in io.Reader, out, errOut io.Writer) int {
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(memoryLimit)
+	stop := Signals()
+	cfg, err := config.Read(in)
+	if err != nil {
+		return report(out, fmt.Errorf("%w: %w", ErrConfig, err))
+	}
+	level, _ := cfg.Level() // Read has checked it
+	logs := NewLogWriter(errOut)
+	defer logs.Flush(flushTime)
+	d := &daemon{cfg: &cfg, log: SetUpLogs(logs, level), stop: stop}
+	if err := d.start(out); err != nil {
+		return report(out, err)
+	}
+	d.wait()
+	return ExitOK
+}
+
+func report(out io.Writer, err error) int {
+	line, code := Explain(err)
+	if err := WriteLine(out, line); err != nil {
+		return code // the parent is gone
+	}
+	return code
+}
+
+// daemon is the parts of a running process.
+type daemon struct {
+	cfg *config.Config
+	log *slog.Logger
+
+	node   *node.Node
+	server *control.Server
+
+	stop       <-chan struct{} // a signal
+	parentGone <-chan struct{} // nil if not watched
+	ownerGone  chan struct{}   // closed when the owner's connection has ended
+}
+
+func (d *daemon) start(out io.Writer) error {
+	if d.cfg.ParentPID != 0 {
+		gone, err := WatchParent(d.cfg.ParentPID)
+		if err != nil {
+			return fmt.Errorf("%w: parent_pid: %w", ErrConfig, err)
+		}
+		d.parentGone = gone
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	started := make(chan struct{})
+	go d.exitWhileStarting(started)
+	network, err := node.New(ctx, d.cfg, d.log)
+	close(started)
+	if err != nil {
+		return err
+	}
+	d.node = network
+	d.server = control.NewServer(network, control.Limits{MaxMessage: d.cfg.MaxMessage, MaxUnary: d.cfg.MaxUnary}, d.log)
+	if err := d.serve(); err != nil {
+		d.close()
+		return err
+	}
+	ready := Ready{
+		Ready: true, Version: control.Version, PID: os.Getpid(), PeerID: network.ID().String(), Control: d.cfg.ControlPath,
+		Addrs: control.Texts(network.Addrs()),
+	}
+	if err := WriteLine(out, &ready); err != nil {
+		d.log.Debug("nobody reads the ready line", "error", err)
+	}
+	return nil
+}
+
+// exitWhileStarting ends the process if it is told to stop, or its parent ends, before it serves: nothing is worth closing then.
+func (d *daemon) exitWhileStarting(started <-chan struct{}) {
+	select {
+	case <-started:
+	case <-d.stop:
+		os.Exit(ExitOK)
+	case <-d.parentGone:
+		os.Exit(ExitOK)
+	}
+}
+
+func (d *daemon) serve() error {
+	if d.cfg.ControlPath != "" {
+		if err := d.server.ServeGuests(d.cfg.ControlPath); err != nil {
+			return fmt.Errorf("%w: control_path: %w", ErrConfig, err)
+		}
+	}
+	if d.cfg.OwnerFD == 0 {
+		return nil
+	}
+	sock, err := control.Inherited(d.cfg.OwnerFD)
+	if err != nil {
+		return fmt.Errorf("%w: owner_fd: %w", ErrConfig, err)
+	}
+	d.ownerGone = make(chan struct{})
+	go func() {
+		defer close(d.ownerGone)
+		d.server.ServeConn(sock, true)
+	}()
+	return nil
+}
+
+// wait returns when the daemon is to end and has ended; only a signal leaves time to calls under way.
+func (d *daemon) wait() {
+	select {
+	case <-d.stop:
+		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+		go func() {
+			defer cancel()
+			select {
+			case <-d.ownerGone:
+			case <-d.parentGone:
+			case <-ctx.Done():
+			}
+		}()
+		d.server.Drain(ctx)
+		cancel()
+	case <-d.parentGone:
+	case <-d.ownerGone:
+	case <-d.server.Shutdown:
+	}
+	d.close()
+}
+
+// close ends the connections, then leaves the network, in bounded time.
+func (d *daemon) close() {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		d.server.Close()
+		d.node.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeTime):
+		d.log.Debug("closing took too long")
+	}
+}

@@ -1,0 +1,135 @@
+package node
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/connmgr"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/pnet"
+	"github.com/libp2p/go-libp2p/core/transport"
+	basicconnmgr "github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	"github.com/libp2p/go-libp2p/p2p/security/noise"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
+	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
+
+	"hivemind/p2pd/internal/config"
+)
+
+// UserAgent is what identify tells other peers.
+const UserAgent = "p2pd/2.0"
+
+// Yamux windows. The first window decides how fast one message on a fresh stream travels a long link: 2 MiB hold the usual
+// message at 50 ms. The window may grow once only: streams were seen to stall for ever when it grew many times.
+const (
+	initialWindow = 2 << 20
+	maxWindow     = 4 << 20
+)
+
+// Connections are trimmed to lowWater when there are more than highWater, none younger than the grace period.
+const (
+	lowWater    = 256
+	highWater   = 512
+	trimmingAge = 2 * time.Minute
+)
+
+// newHost makes a libp2p host that listens and dials as configured.
+func newHost(cfg *config.Config, key crypto.PrivKey) (host.Host, error) {
+	limits, err := resourceManager()
+	if err != nil {
+		return nil, fmt.Errorf("resource limits: %w", err)
+	}
+	manager, err := basicconnmgr.NewConnManager(lowWater, highWater, basicconnmgr.WithGracePeriod(trimmingAge))
+	if err != nil {
+		return nil, fmt.Errorf("connection manager: %w", err)
+	}
+	options := []libp2p.Option{
+		libp2p.Identity(key),
+		libp2p.UserAgent(UserAgent),
+		libp2p.ResourceManager(limits),
+		libp2p.ConnectionManager(manager),
+		libp2p.DisableMetrics(),
+		libp2p.DialRanker(rankDials),
+		libp2p.WithDialTimeout(cfg.DialTimeout.Duration()),
+		libp2p.Muxer(yamux.ID, muxer()),
+		libp2p.Transport(tcp.NewTCPTransport),
+		libp2p.Transport(newQUIC),
+	}
+	options = append(options, securityOptions(cfg)...)
+	options = append(options, addressOptions(cfg)...)
+	options = append(options, traversalOptions(cfg)...)
+	return libp2p.New(options...)
+}
+
+func muxer() *yamux.Transport {
+	settings := *yamux.DefaultTransport.Config()
+	settings.InitialStreamWindowSize = initialWindow
+	settings.MaxStreamWindowSize = maxWindow
+	return (*yamux.Transport)(&settings)
+}
+
+func newQUIC(
+	key crypto.PrivKey, manager *quicreuse.ConnManager, psk pnet.PSK, gater connmgr.ConnectionGater,
+	limits network.ResourceManager,
+) (transport.Transport, error) {
+	inner, err := quic.NewTransport(key, manager, psk, gater, limits)
+	if err != nil {
+		return nil, err
+	}
+	return quicTransport{inner}, nil
+}
+
+func securityOptions(cfg *config.Config) []libp2p.Option {
+	var options []libp2p.Option
+	if cfg.TLS {
+		options = append(options, libp2p.Security(libp2ptls.ID, libp2ptls.New))
+	}
+	if cfg.Noise {
+		options = append(options, libp2p.Security(noise.ID, noise.New))
+	}
+	return options
+}
+
+func addressOptions(cfg *config.Config) []libp2p.Option {
+	var options []libp2p.Option
+	if cfg.NoListen {
+		options = append(options, libp2p.NoListenAddrs)
+	} else {
+		options = append(options, libp2p.ListenAddrStrings(cfg.Listen...))
+	}
+	if len(cfg.Announce) > 0 {
+		announce := make([]ma.Multiaddr, 0, len(cfg.Announce))
+		for _, text := range cfg.Announce {
+			announce = append(announce, ma.StringCast(text)) // Validate has parsed it
+		}
+		options = append(options, libp2p.AddrsFactory(func([]ma.Multiaddr) []ma.Multiaddr { return announce }))
+	}
+	return options
+}
+
+func traversalOptions(cfg *config.Config) []libp2p.Option {
+	var options []libp2p.Option
+	if cfg.Relay {
+		options = append(options, libp2p.EnableRelay())
+	} else {
+		options = append(options, libp2p.DisableRelay())
+	}
+	if cfg.NATPortMap {
+		options = append(options, libp2p.NATPortMap())
+	}
+	if cfg.AutoNAT {
+		options = append(options, libp2p.EnableNATService(), libp2p.EnableAutoNATv2())
+		if cfg.Relay {
+			options = append(options, libp2p.EnableHolePunching())
+		}
+	}
+	return options
+}

@@ -1,0 +1,88 @@
+package node
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/network"
+	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/x/rate"
+)
+
+// Connections from one address. The library's 8 a /32 refuses 16 of 24 volunteers behind one router; a laboratory or a
+// carrier's NAT has many more. Loopback is exempt in the library.
+const (
+	connsPerIPv4   = 256
+	connsPerIPv6   = 256  // per /56, a household
+	connsPerIPv6L  = 1024 // per /48, a site
+	connRatePerIP  = 10   // new connections a second and address
+	connBurstPerIP = 256
+)
+
+// Streams. A call is a stream, so these bound calls under way; the library's 75 a protocol and peer are too few for a peer
+// that sends its parts to everybody at once.
+const (
+	streamsPerPeer      = 4096
+	streamsPerProtoPeer = 1024
+	streamsPerProto     = 16384
+	streamsTotal        = 32768
+	connsTotal          = 4096
+	// memoryPerPeer is what the windows of one peer's streams may reserve; yamux counts 256 KiB a stream at least.
+	memoryPerPeer = 1 << 30
+	// memoryTotal is reserved memory, most of which is never used.
+	memoryTotal = 8 << 30
+)
+
+// resourceManager is the library's with its scaled defaults, raised where a swarm of one-stream calls needs it.
+func resourceManager() (network.ResourceManager, error) {
+	scaling := rcmgr.DefaultLimits
+	libp2p.SetDefaultServiceLimits(&scaling)
+	ours := rcmgr.PartialLimitConfig{
+		System: rcmgr.ResourceLimits{
+			Streams: streamsTotal, StreamsInbound: streamsTotal, StreamsOutbound: streamsTotal,
+			Conns: connsTotal, ConnsInbound: connsTotal, ConnsOutbound: connsTotal, Memory: memoryTotal,
+		},
+		Transient: rcmgr.ResourceLimits{
+			Streams: 4096, StreamsInbound: 4096, StreamsOutbound: 4096,
+			Conns: 1024, ConnsInbound: 1024, ConnsOutbound: 1024, Memory: memoryPerPeer,
+		},
+		ProtocolDefault: rcmgr.ResourceLimits{
+			Streams: streamsPerProto, StreamsInbound: streamsPerProto, StreamsOutbound: streamsPerProto, Memory: memoryTotal,
+		},
+		ProtocolPeerDefault: rcmgr.ResourceLimits{
+			Streams: 2 * streamsPerProtoPeer, StreamsInbound: streamsPerProtoPeer, StreamsOutbound: streamsPerProtoPeer,
+			Memory: memoryPerPeer,
+		},
+		PeerDefault: rcmgr.ResourceLimits{
+			Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer,
+			Conns: 16, ConnsInbound: 16, ConnsOutbound: 16, Memory: memoryPerPeer,
+		},
+	}
+	limiter := rcmgr.NewFixedLimiter(ours.Build(scaling.AutoScale()))
+	return rcmgr.NewResourceManager(limiter,
+		rcmgr.WithLimitPerSubnet(
+			[]rcmgr.ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: connsPerIPv4}},
+			[]rcmgr.ConnLimitPerSubnet{
+				{PrefixLength: 56, ConnCount: connsPerIPv6},
+				{PrefixLength: 48, ConnCount: connsPerIPv6L},
+			},
+		),
+		rcmgr.WithConnRateLimiters(connRateLimiter()),
+	)
+}
+
+func connRateLimiter() *rate.Limiter {
+	limit := rate.Limit{RPS: connRatePerIP, Burst: connBurstPerIP}
+	return &rate.Limiter{
+		NetworkPrefixLimits: []rate.PrefixLimit{
+			{Prefix: netip.MustParsePrefix("127.0.0.0/8")},
+			{Prefix: netip.MustParsePrefix("::1/128")},
+		},
+		SubnetRateLimiter: rate.SubnetLimiter{
+			IPv4SubnetLimits: []rate.SubnetLimit{{PrefixLength: 32, Limit: limit}},
+			IPv6SubnetLimits: []rate.SubnetLimit{{PrefixLength: 56, Limit: limit}},
+			GracePeriod:      time.Minute,
+		},
+	}
+}

@@ -1,0 +1,195 @@
+// Package node is the daemon's place in the network: a libp2p host, the Kademlia routing that finds peers by id, and the
+// calls that the control side makes on both. A Node is safe for concurrent use.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	dht "github.com/libp2p/go-libp2p-kad-dht"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"hivemind/p2pd/internal/config"
+)
+
+// Kinds of failed starts.
+var (
+	ErrIdentity  = errors.New("identity")
+	ErrListen    = errors.New("listen")
+	ErrBootstrap = errors.New("bootstrap")
+)
+
+// openTimeout bounds the opening of a stream whose caller sets no bound of its own.
+const openTimeout = time.Minute
+
+// Node is a running peer.
+type Node struct {
+	host    host.Host    // dials what it is told to
+	routed  host.Host    // finds missing addresses by the routing first
+	routing *dht.IpfsDHT // nil if off
+	log     *slog.Logger
+
+	background sync.WaitGroup // the bootstrap loop
+	ctx        context.Context
+	cancel     context.CancelFunc
+}
+
+// New starts a peer. It listens when New returns, and has joined the swarm if the configuration requires that.
+func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, error) {
+	key, err := Identity(cfg.IdentityPath)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
+	}
+	h, err := newHost(cfg, key)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrListen, err)
+	}
+	n := &Node{host: h, routed: h, log: log}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	if err := n.start(ctx, cfg); err != nil {
+		n.Close()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) start(ctx context.Context, cfg *config.Config) error {
+	if !cfg.NoListen && len(n.host.Network().ListenAddresses()) == 0 {
+		return fmt.Errorf("%w: none of %v could be listened on", ErrListen, cfg.Listen)
+	}
+	peers, err := cfg.BootstrapPeers()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrBootstrap, err)
+	}
+	if err := n.startRouting(cfg, peers); err != nil {
+		return err
+	}
+	return n.bootstrap(ctx, cfg, peers)
+}
+
+// Close leaves the network. It is idempotent.
+func (n *Node) Close() {
+	n.cancel()
+	n.background.Wait()
+	if n.routing != nil {
+		if err := n.routing.Close(); err != nil {
+			n.log.Debug("closing the routing", "error", err)
+		}
+	}
+	if err := n.host.Close(); err != nil {
+		n.log.Debug("closing the host", "error", err)
+	}
+}
+
+// ID is this peer's id.
+func (n *Node) ID() peer.ID { return n.host.ID() }
+
+// Addrs are the addresses this peer advertises, each with its id at the end.
+func (n *Node) Addrs() []ma.Multiaddr {
+	addrs, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: n.host.ID(), Addrs: n.host.Addrs()})
+	if err != nil { // the id is our own
+		n.log.Error("own addresses", "error", err)
+	}
+	return addrs
+}
+
+// Connect dials p at the given addresses and those known already.
+func (n *Node) Connect(ctx context.Context, p peer.AddrInfo) error {
+	if p.ID == n.ID() {
+		return errSelf(p.ID)
+	}
+	if sw, ok := n.host.Network().(*swarm.Swarm); ok {
+		sw.Backoff().Clear(p.ID) // the caller asks for a dial now
+	}
+	h := n.routed
+	if len(p.Addrs) > 0 {
+		h = n.host // a peer's own addresses are the newest: no search for others
+	}
+	if err := h.Connect(allowRelayed(ctx), p); err != nil {
+		return classifyConnect(p.ID, contextOr(ctx, err))
+	}
+	n.awaitRouting(ctx, p.ID)
+	return nil
+}
+
+// Disconnect closes every connection to p.
+func (n *Node) Disconnect(p peer.ID) error { return n.host.Network().ClosePeer(p) }
+
+// Peers are the connected peers with the addresses of their connections.
+func (n *Node) Peers() []peer.AddrInfo {
+	conns := n.host.Network().Conns()
+	order := make([]peer.ID, 0, len(conns))
+	addrs := make(map[peer.ID][]ma.Multiaddr, len(conns))
+	for _, conn := range conns {
+		p := conn.RemotePeer()
+		if _, known := addrs[p]; !known {
+			order = append(order, p)
+		}
+		addrs[p] = append(addrs[p], conn.RemoteMultiaddr())
+	}
+	infos := make([]peer.AddrInfo, 0, len(order))
+	for _, p := range order {
+		infos = append(infos, peer.AddrInfo{ID: p, Addrs: ma.Unique(addrs[p])})
+	}
+	return infos
+}
+
+// Connected tells whether there is a connection to p.
+func (n *Node) Connected(p peer.ID) bool {
+	state := n.host.Network().Connectedness(p)
+	return state == network.Connected || state == network.Limited
+}
+
+// Open opens a stream to p's handler; the peer is found and dialled first where needed.
+func (n *Node) Open(ctx context.Context, p peer.ID, handler string) (network.Stream, error) {
+	if p == n.ID() {
+		return nil, errSelf(p)
+	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	stream, err := n.routed.NewStream(allowRelayed(ctx), p, protocol.ID(handler))
+	if err != nil {
+		return nil, classifyOpen(p, handler, contextOr(ctx, err))
+	}
+	return stream, nil
+}
+
+// Handle gives every incoming stream for a handler's name to serve, each in a goroutine of its own.
+func (n *Node) Handle(handler string, serve func(network.Stream)) {
+	n.host.SetStreamHandler(protocol.ID(handler), serve)
+}
+
+// Unhandle removes a handler; streams that run already go on.
+func (n *Node) Unhandle(handler string) { n.host.RemoveStreamHandler(protocol.ID(handler)) }
+
+// Handles tells whether something, the library's own services included, has that handler's name.
+func (n *Node) Handles(handler string) bool {
+	for _, name := range n.host.Mux().Protocols() {
+		if string(name) == handler {
+			return true
+		}
+	}
+	return false
+}
+
+// allowRelayed lets calls use connections through a relay.
+func allowRelayed(ctx context.Context) context.Context {
+	return network.WithAllowLimitedConn(ctx, "p2pd")
+}
+
+// contextOr returns the context's error if it has ended, as the libraries wrap or hide it.
+func contextOr(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return errors.Join(ctx.Err(), err)
+	}
+	return err
+}

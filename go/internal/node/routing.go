@@ -1,0 +1,100 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	dht "github.com/libp2p/go-libp2p-kad-dht"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	routedhost "github.com/libp2p/go-libp2p/p2p/host/routed"
+
+	"hivemind/p2pd/internal/config"
+)
+
+// kadProtocol is the plain public Kademlia; hivemind's swarms use its message format with members of their own.
+const kadProtocol protocol.ID = "/ipfs/kad/1.0.0"
+
+// lookupTimeout bounds one search for a peer's addresses.
+const lookupTimeout = 10 * time.Second
+
+// boundedRouting keeps one search from taking all the time of the call that needs it.
+type boundedRouting struct{ routing *dht.IpfsDHT }
+
+// FindPeer implements routedhost.Routing.
+func (r *boundedRouting) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	return r.routing.FindPeer(ctx, p)
+}
+
+func (n *Node) startRouting(cfg *config.Config, peers []peer.AddrInfo) error {
+	var mode dht.ModeOpt
+	switch cfg.DHTMode {
+	case config.DHTOff:
+		return nil
+	case config.DHTServer:
+		mode = dht.ModeServer
+	case config.DHTClient:
+		mode = dht.ModeClient
+	default:
+		mode = dht.ModeAuto
+	}
+	// Defaults otherwise: k = 20, alpha = 10, resiliency 3, no filter of addresses.
+	routing, err := dht.New(n.host, dht.Mode(mode), dht.BootstrapPeers(peers...))
+	if err != nil {
+		return fmt.Errorf("kademlia routing: %w", err)
+	}
+	n.routing = routing
+	n.routed = routedhost.Wrap(n.host, &boundedRouting{routing})
+	return nil
+}
+
+// FindPeer returns the addresses of p: those of a connection, or what the routing finds.
+func (n *Node) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
+	if p == n.ID() {
+		return peer.AddrInfo{ID: p, Addrs: n.host.Addrs()}, nil
+	}
+	if n.routing == nil {
+		info := n.host.Peerstore().PeerInfo(p)
+		if len(info.Addrs) == 0 {
+			return info, fmt.Errorf("%w: no address of %s is known and the routing is off", ErrNotFound, p)
+		}
+		return info, nil
+	}
+	info, err := n.routing.FindPeer(ctx, p)
+	if err != nil {
+		return info, classifyConnect(p, contextOr(ctx, err))
+	}
+	if len(info.Addrs) == 0 {
+		return info, fmt.Errorf("%w: no address of %s is known", ErrNotFound, p)
+	}
+	return info, nil
+}
+
+// routingWait bounds awaitRouting.
+const routingWait = 500 * time.Millisecond
+
+// awaitRouting waits until p, if it serves the routing, is in the routing table, so that a search right after connecting
+// finds its way. The table checks each newcomer by a query of its own first.
+func (n *Node) awaitRouting(ctx context.Context, p peer.ID) {
+	if n.routing == nil {
+		return
+	}
+	served, err := n.host.Peerstore().SupportsProtocols(p, kadProtocol)
+	if err != nil || len(served) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, routingWait)
+	defer cancel()
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for n.routing.RoutingTable().Find(p) == "" {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
