@@ -1,7 +1,8 @@
 """What a test may ask of a peer of hivemind 1.1.12. Loaded by that library's Python only; see ``legacy_driver``.
 
-Objects live under names that the test chooses. A command that involves another peer returns how it ended, also when that is an error
-(``{"raised": type, "text": text}``): whose fault it was is for the test to say. What raises is taken for a fault of 1.1.12.
+Objects live under names that the test chooses. A command that involves another peer returns how it ended, also when
+that is an error (``{"raised": type, "text": text}``): whose fault it was is for the test to say. What raises is taken
+for a fault of 1.1.12.
 """
 
 import asyncio
@@ -9,16 +10,17 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import hivemind
 import torch
+
+import hivemind
 from hivemind.averaging.averager import DecentralizedAverager
 from hivemind.compression import Float16Compression, NoCompression, deserialize_torch_tensor, serialize_torch_tensor
 from hivemind.dht import DHT
-from hivemind.p2p import P2P, P2PContext
+from hivemind.p2p import P2P
 from hivemind.proto import runtime_pb2
 from hivemind.utils import get_dht_time
-
 from tests.compat import service, workload
+from tests.compat.packing import pack_tensor, unpack_tensor
 
 LOCAL = {"host_maddrs": ["/ip4/127.0.0.1/tcp/0"], "nat_port_map": False, "auto_nat": False}
 COMPRESSIONS = {"NONE": NoCompression, "FLOAT16": Float16Compression}
@@ -41,7 +43,7 @@ def in_background(command: Command) -> Command:
 def _outcome(run: Callable[[], Any]) -> Any:
     try:
         return run()
-    except Exception as error:  # the test judges it
+    except Exception as error:  # noqa: BLE001 (the test judges it)
         return {"raised": type(error).__name__, "text": str(error)}
 
 
@@ -127,20 +129,27 @@ async def raw_serve(name: str, handler: str) -> None:
 
 
 def averager_start(
-    name: str, dht: str, tensors: list[dict[str, Any]], compression: str = "NONE", **options: Any
+    name: str,
+    dht: str,
+    tensors: list[dict[str, Any]],
+    compression: str = "NONE",
+    state_compression: str = "NONE",
+    **options: Any,
 ) -> None:
     """Start a ``DecentralizedAverager`` on a DHT node that was started before."""
-    for option in ("compression", "state_compression"):
-        chosen = compression if option == "compression" else "NONE"
-        options[option] = COMPRESSIONS[chosen]()
     _averagers[name] = DecentralizedAverager(
-        [workload.unpack_tensor(tensor) for tensor in tensors], _dhts[dht], start=True, **options
+        [unpack_tensor(tensor) for tensor in tensors],
+        _dhts[dht],
+        start=True,
+        compression=COMPRESSIONS[compression](),
+        state_compression=COMPRESSIONS[state_compression](),
+        **options,
     )
 
 
 @in_background
 def averager_step(name: str, schedule_in: float | None = None, **options: Any) -> dict[str, Any]:
-    """One round; returns ``{"gathered": {peer id: data}, "tensors": tensors afterwards}`` or what it raised, with the tensors."""
+    """One round; returns ``{"gathered": {peer id: data}}`` or what it raised, with the tensors afterwards."""
     averager = _averagers[name]
     scheduled = None if schedule_in is None else get_dht_time() + schedule_in
     started = time.monotonic()
@@ -156,7 +165,7 @@ def _by_text(gathered: Any) -> dict[str, Any]:
 def averager_tensors(name: str) -> list[dict[str, Any]]:
     """The averager's tensors as they are now."""
     with _averagers[name].get_tensors() as tensors:
-        return [workload.pack_tensor(tensor) for tensor in tensors]
+        return [pack_tensor(tensor) for tensor in tensors]
 
 
 @in_background
@@ -166,7 +175,7 @@ def averager_load_state(name: str, timeout: float) -> Any:
     if state is None:
         return None
     metadata, tensors = state
-    return {"metadata": metadata, "tensors": [workload.pack_tensor(tensor) for tensor in tensors]}
+    return {"metadata": metadata, "tensors": [pack_tensor(tensor) for tensor in tensors]}
 
 
 def averager_stop(name: str) -> None:
@@ -211,12 +220,12 @@ def trainer_stop(name: str) -> None:
 def tensor_serialize(tensor: dict[str, Any], compression: str) -> bytes:
     """A tensor as the bytes of its message."""
     kind = runtime_pb2.CompressionType.Value(compression)
-    return serialize_torch_tensor(workload.unpack_tensor(tensor), kind).SerializeToString()
+    return serialize_torch_tensor(unpack_tensor(tensor), kind).SerializeToString()
 
 
 def tensor_deserialize(message: bytes) -> dict[str, Any]:
     """The tensor in the bytes of a message."""
-    return workload.pack_tensor(deserialize_torch_tensor(runtime_pb2.Tensor.FromString(message)))
+    return pack_tensor(deserialize_torch_tensor(runtime_pb2.Tensor.FromString(message)))
 
 
 def version() -> dict[str, str]:

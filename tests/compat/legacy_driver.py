@@ -3,11 +3,13 @@
 Started as ``legacy_driver.py <fd>`` by ``tests/support/legacy.py``, with one end of a socket pair:
 
 * ``!`` goes out once 1.1.12 is loaded;
-* a byte comes in with three descriptors (standard input, output and error of a new peer), and the peer's pid goes out, 4 bytes.
+* a byte comes in with three descriptors (standard input, output and error of a new peer), and the peer's pid goes
+  out, 4 bytes.
 
-A peer reads commands from its standard input, ``{"number", "command", "arguments"}`` a line, and answers ``{"number", "result"}`` or
-``{"number", "error"}``. Commands are the public functions of ``legacy_commands``: plain ones run one after another in the main thread, where
-1.1.12 may fork; those marked ``in_background`` in a thread of their own; coroutines in one event loop. End of input ends the peer at once.
+A peer reads commands from its standard input, ``{"number", "command", "arguments"}`` a line, and answers ``{"number",
+"result"}`` or ``{"number", "error"}``. Commands are the public functions of ``legacy_commands``: plain ones run one
+after another in the main thread, where 1.1.12 may fork; those marked ``in_background`` in a thread of their own;
+coroutines in one event loop. End of input ends the peer at once.
 """
 
 import asyncio
@@ -19,7 +21,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +39,7 @@ class Driver:
         self._reply_lock = threading.Lock()
         self._main: queue.Queue[Callable[[], None]] = queue.Queue()
         self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()  # owned by the loop's thread
 
     def run(self) -> NoReturn:
         """Serve commands until the input ends."""
@@ -58,17 +61,22 @@ class Driver:
 
     def _dispatch(self, number: int, command: Callable[..., Any], arguments: dict[str, Any]) -> None:
         if asyncio.iscoroutinefunction(command):
-            future = asyncio.run_coroutine_threadsafe(command(**arguments), self._loop)
-            future.add_done_callback(lambda done: self._answer(number, done.result))
+            self._loop.call_soon_threadsafe(self._start_task, number, command(**arguments))
         elif getattr(command, "in_background", False):
             threading.Thread(target=self._answer, args=(number, lambda: command(**arguments)), daemon=True).start()
         else:
             self._main.put(lambda: self._answer(number, lambda: command(**arguments)))
 
+    def _start_task(self, number: int, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)  # the loop itself holds it weakly, and 1.1.12 lets go of what it waits for
+        task.add_done_callback(lambda done: self._answer(number, done.result))
+        task.add_done_callback(self._tasks.discard)
+
     def _answer(self, number: int, run: Callable[[], Any]) -> None:
         try:
             reply = linejson.dumps({"number": number, "result": run()})
-        except (Exception, concurrent.futures.CancelledError) as error:
+        except (Exception, concurrent.futures.CancelledError) as error:  # noqa: BLE001 (a test gets it)
             traceback.print_exc()
             reply = linejson.dumps({"number": number, "error": f"{type(error).__name__}: {error}"})
         with self._reply_lock:

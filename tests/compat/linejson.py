@@ -1,7 +1,7 @@
-"""One line of JSON for each message between a test and its peer of hivemind 1.1.12; the standard library only, since both sides load it.
+"""One line of JSON for each message between a test and its peer of hivemind 1.1.12.
 
-JSON has neither bytes nor tuples, and its objects have text keys only; a DHT tells all of them apart. So they travel as an object with
-one key: ``{"bytes": base64}``, ``{"tuple": [...]}``, ``{"dict": [[key, value], ...]}``.
+JSON has neither bytes nor tuples, and its objects have text keys only; a DHT tells all of them apart. So they travel
+as an object with one key: ``{"bytes": base64}``, ``{"tuple": [...]}``, ``{"dict": [[key, value], ...]}``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""A servicer and its caller that both libraries run unchanged: all four shapes of calls, errors, cancellation, large messages.
+"""A servicer and its caller that both libraries run unchanged: calls in all four shapes, and faults.
 
-Only what the documented API of hivemind 1.1 has is used, so the same lines are the handler and the caller of either side.
+Only what the documented API of hivemind 1.1 has is used, so the same lines are the handler and the caller of either
+side.
 """
 
 import asyncio
-from typing import Any, AsyncIterator
+from collections.abc import Awaitable
+from typing import Any, AsyncIterator  # noqa: UP035 (1.1.12 knows a stream by this one only)
 
 from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
 from hivemind.proto.runtime_pb2 import Tensor
@@ -86,14 +88,14 @@ async def call(p2p: P2P, peer_id: str, method: str, argument: Any) -> Any:
     """Call ``Arithmetic.<method>`` of the peer once.
 
     :param argument: an int, a list of ints, bytes or a list of bytes, as the method takes
-    :returns: what the peer answered, in the same plain types. A call that fails is an answer too: ``{"raised": type, "text": text,
-        "before": items}`` with the items that came before the failure
+    :returns: what the peer answered, in the same plain types. A call that fails is an answer too: ``{"raised": type,
+        "text": text, "before": items}`` with the items that came before the failure
     """
     stub = Arithmetic.get_stub(p2p, PeerID.from_base58(peer_id))
     received: list[Any] = []
     try:
         return await asyncio.wait_for(_CALLS[method](stub, argument, received), CALL_TIMEOUT)
-    except Exception as error:  # the outcome of the call is what the test asserts on, whatever it is
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is the outcome)
         return {"raised": type(error).__name__, "text": str(error), "before": received}
 
 
@@ -102,14 +104,18 @@ async def hang(p2p: P2P, peer_id: str) -> None:
     await Arithmetic.get_stub(p2p, PeerID.from_base58(peer_id)).rpc_hang(TestRequest(number=1))
 
 
+async def _collect(opening: Awaitable[AsyncIterator[Any]], field: str, received: list[Any]) -> list[Any]:
+    async for response in await opening:
+        received.append(getattr(response, field))  # noqa: PERF401 (what came before a failure has to be kept)
+    return received
+
+
 async def _square(stub: Any, number: int, received: list[Any]) -> Any:
     return (await stub.rpc_square(TestRequest(number=number))).number
 
 
 async def _count(stub: Any, number: int, received: list[Any]) -> Any:
-    async for response in await stub.rpc_count(TestRequest(number=number)):
-        received.append(response.number)
-    return received
+    return await _collect(stub.rpc_count(TestRequest(number=number)), "number", received)
 
 
 async def _sum(stub: Any, numbers: list[int], received: list[Any]) -> Any:
@@ -117,9 +123,7 @@ async def _sum(stub: Any, numbers: list[int], received: list[Any]) -> Any:
 
 
 async def _running_sum(stub: Any, numbers: list[int], received: list[Any]) -> Any:
-    async for response in await stub.rpc_running_sum(send_numbers(numbers)):
-        received.append(response.number)
-    return received
+    return await _collect(stub.rpc_running_sum(send_numbers(numbers)), "number", received)
 
 
 async def _refuse(stub: Any, number: int, received: list[Any]) -> Any:
@@ -127,9 +131,7 @@ async def _refuse(stub: Any, number: int, received: list[Any]) -> Any:
 
 
 async def _count_then_refuse(stub: Any, number: int, received: list[Any]) -> Any:
-    async for response in await stub.rpc_count_then_refuse(TestRequest(number=number)):
-        received.append(response.number)
-    return received
+    return await _collect(stub.rpc_count_then_refuse(TestRequest(number=number)), "number", received)
 
 
 async def _mirror(stub: Any, blob: bytes, received: list[Any]) -> Any:
@@ -137,9 +139,7 @@ async def _mirror(stub: Any, blob: bytes, received: list[Any]) -> Any:
 
 
 async def _mirror_stream(stub: Any, blobs: list[bytes], received: list[Any]) -> Any:
-    async for response in await stub.rpc_mirror_stream(send_blobs(blobs)):
-        received.append(response.buffer)
-    return received
+    return await _collect(stub.rpc_mirror_stream(send_blobs(blobs)), "buffer", received)
 
 
 async def _cancel_stream(stub: Any, number: int, received: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The harness itself: a fault of a 1.1.12 peer is told from ours, repeated with fresh processes, and leaves nothing behind."""
+"""The harness itself: a fault of a 1.1.12 peer is told from ours and leaves nothing behind."""
 
 from __future__ import annotations
 

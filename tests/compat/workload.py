@@ -1,35 +1,17 @@
-"""Tensors as plain data, and a small trainer on scikit-learn's digits that both libraries run unchanged."""
+"""A small trainer on scikit-learn's digits that both libraries run unchanged."""
 
 import time
 from typing import Any
 
 import torch
-from hivemind import DHT, Optimizer
 from sklearn.datasets import load_digits
+
+from hivemind import DHT, Optimizer
+from tests.compat.packing import pack_tensor
 
 BATCH_SIZE = 32
 HIDDEN = 32
 LEARNING_RATE = 0.03
-
-
-def pack_tensor(tensor: torch.Tensor) -> dict[str, Any]:
-    """A tensor as data that ``linejson`` carries: ``dtype``, ``shape``, ``data`` (bytes, C order), ``requires_grad``."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return {
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        "shape": list(tensor.shape),
-        "data": bytes(flat.view(torch.uint8).numpy()) if flat.numel() else b"",
-        "requires_grad": tensor.requires_grad,
-    }
-
-
-def unpack_tensor(packed: dict[str, Any]) -> torch.Tensor:
-    """The tensor that :func:`pack_tensor` made ``packed`` from."""
-    dtype = getattr(torch, packed["dtype"])
-    if not packed["data"]:
-        return torch.empty(packed["shape"], dtype=dtype)
-    tensor = torch.frombuffer(bytearray(packed["data"]), dtype=dtype).reshape(packed["shape"])
-    return tensor.requires_grad_(packed["requires_grad"])
 
 
 def warm_up() -> None:

@@ -1,7 +1,8 @@
 """Peers of hivemind 1.1.12: processes of its own Python, driven over lines of JSON.
 
 A :class:`LegacyNursery` loads 1.1.12 once (seconds, most of it torch) and forks a fresh process from there for each
-:class:`LegacyPeer` (milliseconds). Each peer leads a session of its own, so that the many processes which 1.1.12 forks end with it.
+:class:`LegacyPeer` (milliseconds). Each peer leads a session of its own, so that the many processes which 1.1.12
+    forks end with it.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def legacy_environment() -> dict[str, str]:
 class LegacyPeer:
     """One process of hivemind 1.1.12. Commands are the functions of ``tests/compat/legacy_commands.py``.
 
-    Thread-safe. :meth:`close` ends the process and everything it forked; it never outlives this process either, as it ends itself when
-    its standard input does.
+    Thread-safe. :meth:`close` ends the process and everything it forked; it never outlives this process either, as it
+    ends itself when its standard input does.
     """
 
     def __init__(self, pid: int, stdin: int, stdout: int, log: IO[bytes]) -> None:
@@ -89,7 +90,8 @@ class LegacyPeer:
     def call(self, command: str, within: float = COMMAND_TIMEOUT, **arguments: Any) -> Any:
         """Run a command and wait for its result.
 
-        :raises LegacyFault: the command raised, the process died, or ``within`` seconds passed (it is then of no more use)
+        :raises LegacyFault: the command raised, the process died, or ``within`` seconds passed (it is then of no more
+            use)
         """
         return self.result(self.submit(command, **arguments), within, command)
 
@@ -101,10 +103,8 @@ class LegacyPeer:
                 raise self.fault
             number = next(self._numbers)
             self._waiting[number] = future
-            try:
-                os.write(self._stdin, linejson.dumps({"number": number, "command": command, "arguments": arguments}))
-            except BrokenPipeError:
-                pass  # the process is gone: the reader sees that and ends every waiter
+            with contextlib.suppress(BrokenPipeError):  # it is gone: the reader sees that and ends every waiter
+                self._write(linejson.dumps({"number": number, "command": command, "arguments": arguments}))
         return future
 
     def result(self, future: concurrent.futures.Future[Any], within: float, command: str = "a command") -> Any:
@@ -144,6 +144,10 @@ class LegacyPeer:
         self.close_input()
         os.close(self._stdout)
         self._log.close()
+
+    def _write(self, line: bytes) -> None:
+        while line:
+            line = line[os.write(self._stdin, line) :]
 
     def _read(self) -> None:
         pending = b""
@@ -238,7 +242,7 @@ class LegacyNursery:
         return data
 
     def _new_log(self) -> IO[bytes]:
-        return open(Path(self._directory.name) / f"{next(self._logs)}.log", "w+b")  # noqa: SIM115 (its peer closes it)
+        return open(Path(self._directory.name) / f"{next(self._logs)}.log", "w+b")
 
     def _read_log(self) -> str:
         return (Path(self._directory.name) / "0.log").read_text(errors="replace")[-4000:]

@@ -1,8 +1,8 @@
-"""Repeat a test when, and only when, a peer of hivemind 1.1.12 misbehaved; every repetition is named in the terminal summary.
+"""Repeat a test when, and only when, a peer of hivemind 1.1.12 misbehaved; the terminal summary names every repetition.
 
-1.1.12 alone, with no peer of ours, hangs in 2 of 480 averaging rounds of three, and ends 2 of 150 rounds of four with a part that was
-never averaged and no error. A test that has such a peer can therefore not ask for more than a right outcome in a few attempts. What peers of
-ours do is never excused: only :class:`LegacyFault` leads to another attempt.
+1.1.12 alone, with no peer of ours, hangs in 2 of 480 averaging rounds of three, and ends 2 of 150 rounds of four with
+a part that was never averaged and no error. A test that has such a peer can therefore not ask for more than a right
+outcome in a few attempts. What peers of ours do is never excused: only :class:`LegacyFault` leads to another attempt.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ class LegacyPeers:
 
 
 def repeat_on_legacy_fault(test: Test) -> Test:
-    """Decorate a test, plain or ``async``, whose first fixture is ``legacy: LegacyPeers``: at most 3 attempts, each with fresh processes."""
+    """Decorate a test, plain or ``async``, that has the fixture ``legacy``: 3 attempts, each with fresh processes."""
     if inspect.iscoroutinefunction(test):
 
         @functools.wraps(test)
         async def run_async(*args: Any, legacy: LegacyPeers, **fixtures: Any) -> None:
             for attempt in range(1, ATTEMPTS + 1):
                 try:
-                    return await test(*args, legacy=legacy, **fixtures)
+                    await test(*args, legacy=legacy, **fixtures)
+                    return
                 except LegacyFault as fault:
                     _note(test, attempt, fault)
                 finally:
@@ -72,7 +73,8 @@ def repeat_on_legacy_fault(test: Test) -> Test:
     def run(*args: Any, legacy: LegacyPeers, **fixtures: Any) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return test(*args, legacy=legacy, **fixtures)
+                test(*args, legacy=legacy, **fixtures)
+                return
             except LegacyFault as fault:
                 _note(test, attempt, fault)
             finally:
