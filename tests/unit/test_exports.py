@@ -1,0 +1,98 @@
+"""What users import: names are where hivemind 1.1 had them, and importing is cheap."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import hivemind
+import hivemind.utils
+
+#: Names that hivemind 1.1 documents at these places, as far as they are built.
+PUBLIC = {
+    "hivemind": (
+        "P2P P2PContext P2PHandlerError PeerID PeerInfo get_dht_time get_logger use_hivemind_log_handler "
+        "Float16Compression NoCompression SizeAdaptiveCompression RoleAdaptiveCompression PerTensorCompression "
+        "MSGPackSerializer ValueWithExpiration TimedStorage averaging compression dht optim p2p proto utils __version__"
+    ),
+    "hivemind.compression": (
+        "PerTensorCompression RoleAdaptiveCompression SizeAdaptiveCompression CompressionBase CompressionInfo "
+        "NoCompression TensorRole Float16Compression deserialize_tensor_stream deserialize_torch_tensor "
+        "serialize_torch_tensor"
+    ),
+    "hivemind.p2p": "P2P P2PContext P2PDaemonError P2PHandlerError PeerID PeerInfo ServicerBase StubBase",
+    "hivemind.utils": (
+        "get_dht_time get_logger use_hivemind_log_handler MSGPackSerializer SerializerBase TimedStorage "
+        "ValueWithExpiration DHTExpiration MAX_DHT_TIME_DISCREPANCY_SECONDS MPFuture PerformanceEMA TensorDescriptor "
+        "combine_from_streaming split_for_streaming as_aiter cancel_and_wait logging timed_storage serializer"
+    ),
+    "hivemind.utils.logging": "get_logger use_hivemind_log_handler loglevel",
+    "hivemind.utils.timed_storage": "get_dht_time ValueWithExpiration TimedStorage DHTExpiration",
+    "hivemind.proto": "auth_pb2 averaging_pb2 crypto_pb2 dht_pb2 p2pd_pb2 runtime_pb2 test_pb2",
+}
+
+
+@pytest.mark.parametrize(("module", "name"), [(m, name) for m, names in PUBLIC.items() for name in names.split()])
+def test_name_is_there(module: str, name: str) -> None:
+    exec(f"from {module} import {name}", {})
+
+
+def typed_imports(module: ModuleType) -> set[str]:
+    """Names that a type checker sees: the imports under ``if TYPE_CHECKING``."""
+    assert module.__file__ is not None
+    body = ast.parse(Path(module.__file__).read_text()).body
+    guarded = [
+        n for n in body if isinstance(n, ast.If) and isinstance(n.test, ast.Name) and n.test.id == "TYPE_CHECKING"
+    ]
+    return {
+        alias.asname or alias.name
+        for block in guarded
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+@pytest.mark.parametrize("module", [hivemind, hivemind.utils], ids=lambda module: module.__name__)
+def test_lazy_names_are_what_type_checkers_see(module: ModuleType) -> None:
+    names = {name for name in typed_imports(module) if not isinstance(getattr(module, name), ModuleType)}
+    assert names == set(module.__all__)
+    assert set(module.__all__) <= set(dir(module))
+
+
+@pytest.mark.parametrize("module", [hivemind, hivemind.utils], ids=lambda module: module.__name__)
+def test_lazy_name_is_the_one_of_its_home(module: ModuleType) -> None:
+    for home, names in module._HOMES.items():
+        for name in names:
+            assert getattr(module, name) is getattr(importlib.import_module(home), name)
+
+
+@pytest.mark.parametrize("module", [hivemind, hivemind.utils], ids=lambda module: module.__name__)
+def test_unknown_name_is_an_attribute_error_that_names_it(module: ModuleType) -> None:
+    with pytest.raises(AttributeError, match=r"has no attribute 'no_such_name'"):
+        _ = module.no_such_name
+
+
+@pytest.mark.parametrize(
+    ("statement", "may_not_load"),
+    [
+        ("import hivemind", "torch numpy multiaddr google cryptography asyncio"),
+        ("from hivemind import get_dht_time, get_logger, PeerID", "torch"),
+        ("import hivemind.p2p, hivemind.dht, hivemind.proto", "torch"),
+        ("from hivemind.utils import get_dht_time, MSGPackSerializer, MPFuture", "torch"),
+    ],
+)
+def test_import_is_cheap(statement: str, may_not_load: str) -> None:
+    code = f"{statement}; import sys; print(*(set({may_not_load.split()!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == []
+
+
+def test_version_is_the_distributions() -> None:
+    assert hivemind.__version__.startswith("2.")
