@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -13,10 +15,15 @@ from multiaddr import Multiaddr
 
 from hivemind.aio import TaskScope
 from hivemind.clock import Deadline
-from hivemind.errors import ConfigError
+from hivemind.config import make_options
+from hivemind.errors import ConfigError, P2PDaemonError
 from hivemind.identity import PeerID, PeerInfo
 from hivemind.p2p import binary, rpc
 from hivemind.p2p.binary import StreamInfo
+from hivemind.p2p.config import P2PConfig
+from hivemind.p2p.daemon import ControlTransport, DaemonTransport, GuestTransport
+from hivemind.p2p.identity_check import prepare_identity
+from hivemind.p2p.process import DaemonProcess
 from hivemind.p2p.transport import Mode, Stream, Transport
 from hivemind.proto import p2pd_pb2
 
@@ -47,6 +54,7 @@ class P2P:
         self._scope = TaskScope("streams of P2P")
         self._visible: list[Multiaddr] | None = None
         self._open = False
+        self._finalizer: weakref.finalize[..., Any] | None = None
 
     @classmethod
     async def over(cls, transport: Transport) -> Self:
@@ -54,7 +62,54 @@ class P2P:
         p2p = cls(transport)
         await transport.start()
         p2p._open = True
+        if isinstance(transport, DaemonTransport):
+            # an owner that is dropped without shutdown() takes its daemon along; the process module ends what is left
+            # at exit
+            p2p._finalizer = weakref.finalize(p2p, transport.process.dispose)
+            p2p._finalizer.atexit = False
         return p2p
+
+    @classmethod
+    async def create(cls, initial_peers: Sequence[Multiaddr | str] | None = None, **options: Any) -> Self:
+        """Start a daemon and join the network.
+
+        :param initial_peers: addresses of peers to join through, ``/…/p2p/<id>``; None = be the first
+        :param options: those of `P2PConfig`
+        :raises ConfigError: if an option is wrong
+        :raises P2PDaemonError: if the daemon does not start, no initial peer answers ("failed to connect to bootstrap
+            peers"), or the identity is "already taken by another peer"
+        """
+        config = make_options(P2PConfig, {"initial_peers": initial_peers, **options}, where="P2P.create")
+        return await cls.from_config(config)
+
+    @classmethod
+    async def from_config(cls, config: P2PConfig) -> Self:
+        """As `create`, with the options gathered."""
+        await prepare_identity(config)
+        return await cls.over(DaemonTransport(config))
+
+    @classmethod
+    async def replicate(cls, daemon_listen_maddr: Multiaddr) -> Self:
+        """Another client of the daemon that listens at ``daemon_listen_maddr``; shutting it down leaves that running.
+
+        :raises ControlFailure: if none does
+        """
+        return await cls.over(GuestTransport(Path(str(daemon_listen_maddr.value_for_protocol("unix")))))
+
+    @property
+    def daemon_listen_maddr(self) -> Multiaddr:
+        """Where other processes of this user reach the daemon: for `replicate`.
+
+        :raises P2PDaemonError: over a transport without a daemon
+        """
+        if not isinstance(self._transport, ControlTransport):
+            raise P2PDaemonError("this peer has no daemon that could be shared")
+        return Multiaddr(f"/unix{self._transport.control_path}")
+
+    @property
+    def _child(self) -> DaemonProcess | None:
+        """The daemon's process, where this is its owner: hivemind 1.1's tools look at its ``pid``."""
+        return self._transport.process if isinstance(self._transport, DaemonTransport) else None
 
     @property
     def peer_id(self) -> PeerID:
@@ -201,9 +256,10 @@ class P2P:
 
         :raises P2PDaemonError: if the name has a handler
         """
+        scope = self._scope
 
         async def handle(stream: Stream) -> None:
-            reader, writer = binary.open_pair(stream, self._scope)
+            reader, writer = binary.open_pair(stream, scope)
             try:
                 await handler(StreamInfo(stream.remote_id, None, name), reader, writer)
             except BaseException:
@@ -235,8 +291,12 @@ class P2P:
     async def shutdown(self) -> None:
         """Leave the network: cancel handlers, end calls; ends the daemon if it was made by `create`. Idempotent."""
         self._open = False
-        await self._scope.close()
-        await self._transport.close()
+        try:
+            await self._scope.close()
+        finally:
+            await self._transport.close()
+            if self._finalizer is not None:
+                self._finalizer.detach()
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,0 +1,210 @@
+"""The state of the streams of a control connection: numbers, messages under way, credit. Pure: no loop, no socket."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from typing import NamedTuple
+
+from hivemind.errors import (
+    ControlFailure,
+    DeadlineExceeded,
+    HivemindError,
+    MessageTooLarge,
+    P2PDaemonError,
+    PeerBusy,
+    PeerUnreachable,
+    ProtocolNotSupported,
+    StreamReset,
+    StreamTruncated,
+)
+from hivemind.p2p.framing import MAX_FRAME, Flag, Header, ResetCode
+from hivemind.p2p.transport import Buffer
+
+__all__ = ["Incoming", "Item", "ItemKind", "Numbers", "Outgoing", "error_of"]
+
+#: A buffer is at most so many times longer than what has come of its message: a peer's word allocates nothing.
+_GROWTH = 4
+#: Whole messages that may wait unread without the sender being slowed down, and bytes of them.
+PREFETCH = 5
+PREFETCH_BYTES = 4 * 1024 * 1024
+
+_ERRORS: dict[int, type[HivemindError]] = {
+    ResetCode.CANCELLED: StreamReset,
+    ResetCode.DEADLINE: DeadlineExceeded,
+    ResetCode.UNREACHABLE: PeerUnreachable,
+    ResetCode.NOT_SUPPORTED: ProtocolNotSupported,
+    ResetCode.REMOTE_RESET: StreamReset,
+    ResetCode.TOO_LARGE: MessageTooLarge,
+    ResetCode.BUSY: PeerBusy,
+    ResetCode.MALFORMED: StreamReset,
+    ResetCode.INTERNAL: ControlFailure,
+    ResetCode.HANDLER_TAKEN: P2PDaemonError,
+    ResetCode.CLOSING: P2PDaemonError,
+    ResetCode.NOT_FOUND: PeerUnreachable,
+    ResetCode.TRUNCATED: StreamTruncated,
+    ResetCode.BAD_REQUEST: ControlFailure,
+}
+#: Words that callers of hivemind 1.1 look for.
+_WORDS = {ResetCode.NOT_SUPPORTED: "protocol not supported"}
+
+
+def error_of(code: int, text: str, what: str) -> HivemindError:
+    """The error for a reset code of the daemon.
+
+    :param what: what failed, in words
+    """
+    words = _WORDS.get(ResetCode(code), "") if code in _ERRORS else f"unknown code {code}"
+    if words and words not in text:
+        text = f"{words}: {text}"
+    return _ERRORS.get(code, ControlFailure)(f"{what}: {text}" if text else what)
+
+
+class ItemKind(enum.Enum):
+    """What waits to be received."""
+
+    MESSAGE = 1
+    ERROR = 2
+    FIN = 3
+
+
+class Item(NamedTuple):
+    """A whole message, an error's text, or the end of messages."""
+
+    kind: ItemKind
+    payload: Buffer
+
+
+class Numbers:
+    """Numbers of streams or requests: those of this side of the connection, each used by one at a time."""
+
+    def __init__(self, first: int, step: int) -> None:
+        self._first = first
+        self._step = step
+        self._next = first
+
+    def take(self, used: dict[int, object]) -> int:
+        """A number that is not a key of ``used``."""
+        while (number := self._next) in used:
+            self._advance()
+        self._advance()
+        return number
+
+    def _advance(self) -> None:
+        self._next += self._step
+        if self._next > 0xFFFFFFFF:
+            self._next = self._first
+
+
+class Outgoing:
+    """What this side may still send on a stream."""
+
+    def __init__(self, window: int) -> None:
+        self.credit = window
+
+    def take(self, wanted: int) -> int:
+        """The bytes of the next frame, of ``wanted`` that are left; 0 if there is no credit."""
+        count = min(wanted, MAX_FRAME, self.credit)
+        self.credit -= count
+        return count
+
+
+class Incoming:
+    """Messages of one stream on their way in: puts frames together, and decides when the sender gets new credit.
+
+    :param window: bytes of credit that the sender starts with
+    :param limit: bytes of the longest message
+    """
+
+    def __init__(self, window: int, limit: int) -> None:
+        self._window = window
+        self._limit = limit
+        self._items: deque[Item] = deque()
+        self._waiting_bytes = 0
+        # the message under way
+        self._buffer: bytearray | None = None
+        self._total = 0
+        self._received = 0
+        # bytes that have come and were not granted anew
+        self._owed = 0
+        self._dropping = False
+
+    def begin(self, header: Header) -> memoryview | None:
+        """A DATA frame begins; where its payload goes (None: nowhere).
+
+        :raises ControlFailure: if it does not go on where the last one ended, or is too long
+        """
+        if self._dropping:
+            return None
+        if self._buffer is None:
+            if header.aux > self._limit:
+                raise ControlFailure(f"a message of {header.aux} bytes, the limit is {self._limit}")
+            self._total, self._received = header.aux, 0
+            self._buffer = bytearray(min(self._total, _GROWTH * header.length))
+        elif header.aux != self._total - self._received:
+            raise ControlFailure(f"a message of {self._total} bytes goes on wrongly after {self._received}")
+        elif self._received + header.length > len(self._buffer):
+            longer = bytearray(min(self._total, _GROWTH * (self._received + header.length)))
+            longer[: self._received] = memoryview(self._buffer)[: self._received]
+            self._buffer = longer
+        return memoryview(self._buffer)[self._received : self._received + header.length]
+
+    def end(self, header: Header) -> bool:
+        """The payload of that frame has come; whether a message is whole now."""
+        self._owed += header.length
+        if self._dropping or self._buffer is None:
+            return False
+        self._received += header.length
+        if self._received < self._total:
+            return False
+        kind = ItemKind.ERROR if header.flags & Flag.ERROR else ItemKind.MESSAGE
+        self.put(kind, self._buffer)
+        self._buffer = None
+        return True
+
+    def put_first(self, payload: Buffer) -> None:
+        """The message that came inside OPEN or ACCEPT."""
+        self._owed += len(payload)
+        self.put(ItemKind.MESSAGE, payload)
+
+    def put(self, kind: ItemKind, payload: Buffer = b"") -> None:
+        """Something to receive, after what waits already."""
+        if self._dropping:
+            return
+        self._items.append(Item(kind, payload))
+        self._waiting_bytes += len(payload)
+
+    def take(self) -> Item | None:
+        """The next thing to receive, if there is one."""
+        if not self._items:
+            return None
+        item = self._items.popleft()
+        self._waiting_bytes -= len(item.payload)
+        return item
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a message is under way."""
+        return self._buffer is not None
+
+    @property
+    def overrun(self) -> bool:
+        """Whether more messages wait than bytes of credit could have brought: empty ones, which cost none."""
+        return len(self._items) > self._window
+
+    def drop(self) -> None:
+        """Nobody receives any more: what waits and what comes is dropped."""
+        self._dropping = True
+        self._items.clear()
+        self._waiting_bytes = 0
+        self._buffer = None
+
+    def grant(self) -> int:
+        """Bytes of credit to grant the sender now: in portions, and none while much waits unread."""
+        if self._owed < self._window // 4:
+            return 0
+        few = len(self._items) < PREFETCH and self._waiting_bytes < PREFETCH_BYTES
+        if not few and self._waiting_bytes >= self._window // 2:
+            return 0
+        granted, self._owed = self._owed, 0
+        return granted
