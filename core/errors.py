@@ -8,6 +8,7 @@
     ├── DeadlineExceeded (TimeoutError)     a bounded wait has passed its bound
     ├── P2PDaemonError                      this machine's daemon, or the way to a peer
     │   ├── DaemonStartError                the daemon did not start: carries its own words
+    │   ├── BootstrapError (RuntimeError)   no initial peer answered: names each address and why
     │   ├── DaemonDied                      the daemon ended while it was needed: carries its last log lines
     │   ├── ControlFailure                  the control connection broke its protocol
     │   └── DispatchFailure                 a call could not be brought to the peer
@@ -32,9 +33,12 @@ Old names of hivemind 1.1 keep their place in the tree.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 __all__ = [
     "AllreduceException",
     "BannedException",
+    "BootstrapError",
     "ConfigError",
     "ControlFailure",
     "DaemonDied",
@@ -107,6 +111,21 @@ class DaemonStartError(P2PDaemonError):
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.hint})" if self.hint else self.reason
+
+
+class BootstrapError(P2PDaemonError, RuntimeError):
+    """None of the initial peers has answered.
+
+    :param reasons: why, by address
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__(reasons)
+        self.reasons = dict(reasons)
+
+    def __str__(self) -> str:
+        each = "; ".join(f"{address}: {reason}" for address, reason in self.reasons.items())
+        return f"failed to connect to bootstrap peers: {each}"
 
 
 class DaemonDied(P2PDaemonError):

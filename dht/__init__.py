@@ -1,1 +1,24 @@
-"""."""
+"""The distributed hash table: records that expire, kept by the peers themselves."""
+
+from hivemind.dht.config import DEFAULT_NUM_WORKERS, DHTNodeOptions
+from hivemind.dht.node import DHTNode
+from hivemind.dht.records import DHTValue
+from hivemind.dht.routing import DHTID
+from hivemind.dht.signing import RSAPrivateKey, RSAPublicKey, RSASignatureValidator
+from hivemind.dht.validation import CompositeValidator, DHTRecord, RecordValidatorBase
+from hivemind.timed_storage import ValueWithExpiration
+
+__all__ = [
+    "DEFAULT_NUM_WORKERS",
+    "DHTID",
+    "CompositeValidator",
+    "DHTNode",
+    "DHTNodeOptions",
+    "DHTRecord",
+    "DHTValue",
+    "RSAPrivateKey",
+    "RSAPublicKey",
+    "RSASignatureValidator",
+    "RecordValidatorBase",
+    "ValueWithExpiration",
+]

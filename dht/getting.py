@@ -1,0 +1,241 @@
+"""Gets: values by the ids of their keys, from this node, its cache, and the nodes nearest to the key."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from hivemind.aio import TaskScope
+from hivemind.clock import Deadline, DHTExpiration, get_dht_time
+from hivemind.dht.lookup import Lookup, Request
+from hivemind.dht.messages import FoundValue
+from hivemind.dht.records import IS_REGULAR_VALUE, pack_subkey
+from hivemind.dht.routing import DHTID
+from hivemind.dht.search import Answer
+from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.dht.validation import DHTRecord
+from hivemind.errors import RuntimeClosedError, SerializationError
+from hivemind.log import RateLimit, get_logger
+from hivemind.serializer import MSGPackSerializer
+from hivemind.timed_storage import ValueWithExpiration
+
+if TYPE_CHECKING:
+    from hivemind.dht.node import DHTNode
+
+__all__ = ["Getter", "KeySearch"]
+
+logger = get_logger(__name__)
+_undecodable = RateLimit()
+
+Result = ValueWithExpiration[Any] | None
+
+
+class KeySearch:
+    """What has been found under one key so far, and who waits for it.
+
+    :param sufficient: the search ends when a value is found that expires at this time or later
+    """
+
+    def __init__(self, key: DHTID, sufficient: DHTExpiration) -> None:
+        self.key = key
+        self.sufficient = sufficient
+        self.found: FoundValue | None = None
+        #: the expiration of what each node has; -inf for nothing
+        self.expiration_at: dict[DHTID, DHTExpiration] = {}
+        self.finished = False
+        self._waiters: list[tuple[DHTExpiration, asyncio.Future[FoundValue | None]]] = []
+
+    def add(self, found: FoundValue | None) -> None:
+        """Note a value: dictionaries are merged, of others the one that expires last counts."""
+        if found is None:
+            return
+        value = found.value
+        if isinstance(value, DictionaryDHTValue):
+            known = self.found.value if self.found is not None else None
+            merged = DictionaryDHTValue()
+            if isinstance(known, DictionaryDHTValue):
+                merged = known
+            elif known is not None and self.found is not None and self.found.expiration_time >= found.expiration_time:
+                return
+            merged.merge(value)
+            found = ValueWithExpiration(merged, merged.latest_expiration_time)
+        elif self.found is not None and found.expiration_time <= self.found.expiration_time:
+            return
+        self.found = found
+        for sufficient, waiter in self._waiters:
+            if found.expiration_time >= sufficient and not waiter.done():
+                waiter.set_result(found)
+
+    @property
+    def is_sufficient(self) -> bool:
+        """Whether what was found satisfies the search itself."""
+        return self.found is not None and self.found.expiration_time >= self.sufficient
+
+    def wait(self, sufficient: DHTExpiration) -> asyncio.Future[FoundValue | None]:
+        """A future of the first value that expires at ``sufficient`` or later, or else of the best at the end."""
+        waiter: asyncio.Future[FoundValue | None] = asyncio.get_running_loop().create_future()
+        if self.finished or (self.found is not None and self.found.expiration_time >= sufficient):
+            waiter.set_result(self.found)
+        else:
+            self._waiters.append((sufficient, waiter))
+        return waiter
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """The search is over; with ``error`` if it broke."""
+        self.finished = True
+        for _, waiter in self._waiters:
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(self.found)
+            else:
+                stopped = isinstance(error, asyncio.CancelledError)
+                waiter.set_exception(RuntimeClosedError("the DHT node was shut down") if stopped else error)
+        self._waiters.clear()
+
+
+class Getter:
+    """The gets of one node. Owned by the network thread."""
+
+    def __init__(self, node: DHTNode, scope: TaskScope) -> None:
+        self._node = node
+        self._scope = scope
+        #: searches under way that others may join
+        self.pending: dict[DHTID, KeySearch] = {}
+
+    def start(
+        self,
+        keys: Iterable[DHTID],
+        sufficient: DHTExpiration | None,
+        num_workers: int,
+        beam_size: int,
+        *,
+        is_refresh: bool = False,
+    ) -> dict[DHTID, asyncio.Future[Result]]:
+        """Begin to look for ``keys``; a future for each, of the value as its user stored it."""
+        now = get_dht_time()
+        threshold = now if sufficient is None else sufficient
+        futures: dict[DHTID, asyncio.Future[Result]] = {}
+        searches: list[KeySearch] = []
+        for key in dict.fromkeys(keys):
+            running = self.pending.get(key)
+            if running is not None and running.sufficient >= threshold:
+                futures[key] = self._decoded(key, running.wait(threshold))
+                continue
+            search = KeySearch(key, threshold)
+            self._look_here(search, count_as_use=not is_refresh)
+            futures[key] = self._decoded(key, search.wait(threshold))
+            if not search.is_sufficient:
+                searches.append(search)
+                if self._node.options.reuse_get_requests:
+                    self.pending[key] = search
+        if searches:
+            self._scope.start(self._run(searches, num_workers, beam_size), name="get")
+        return futures
+
+    def _look_here(self, search: KeySearch, *, count_as_use: bool) -> None:
+        protocol = self._node.protocol
+        stored, cached = protocol.storage.get(search.key), protocol.cache.get(search.key)
+        search.add(_own_copy(stored))
+        search.add(_own_copy(cached))
+        if cached is not None and count_as_use and search.is_sufficient:
+            self._node.cache_policy.note_use(search.key, cached.expiration_time)
+
+    async def _run(self, searches: list[KeySearch], num_workers: int, beam_size: int) -> None:
+        by_key = {search.key: search for search in searches}
+        deadline = Deadline.after(self._node.search_seconds)
+
+        def on_finished(lookup: Lookup) -> None:
+            self._end(by_key[lookup.target])
+            self._node.cache_policy.note_found(by_key[lookup.target], lookup.nearest(beam_size))
+
+        async def ask(request: Request) -> Answer:
+            answer = await self._node.call_find(request.peer_id, request.targets, request.node_id)
+            if answer is None:
+                return None
+            for key, (found, _) in answer.items():
+                by_key[key].expiration_at[request.node_id] = found.expiration_time if found else float("-inf")
+                by_key[key].add(found)
+                if by_key[key].is_sufficient:
+                    lookups[key].stop()
+            return {key: nearest.items() for key, (_, nearest) in answer.items()}
+
+        error: BaseException | None = None
+        try:
+            lookups = {key: self._node.new_lookup(key, beam_size) for key in by_key}
+            await self._node.run_lookups(lookups.values(), ask, on_finished, num_workers, deadline)
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            for search in searches:
+                if not search.finished:
+                    self._end(search, error)
+
+    def _end(self, search: KeySearch, error: BaseException | None = None) -> None:
+        if self.pending.get(search.key) is search:
+            del self.pending[search.key]
+        search.finish(error)
+
+    def _decoded(self, key: DHTID, found: asyncio.Future[FoundValue | None]) -> asyncio.Future[Result]:
+        """A future of the value as its user stored it; None if there is none, or none that can be decoded."""
+        result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+        def pass_on(ended: asyncio.Future[FoundValue | None]) -> None:
+            if result.done():
+                return
+            error = ended.exception()
+            if error is None:
+                result.set_result(self.decode(key, ended.result()))
+            else:
+                result.set_exception(error)
+                result.exception()  # of several futures, its user may look at the first only
+
+        if found.done():
+            pass_on(found)
+        else:
+            found.add_done_callback(pass_on)
+        return result
+
+    def decode(self, key: DHTID, found: FoundValue | None) -> Result:
+        """Strip and deserialize a value as it is stored."""
+        if found is None:
+            return None
+        if not isinstance(found.value, DictionaryDHTValue):
+            record = DHTRecord(key.to_bytes(), IS_REGULAR_VALUE, found.value, found.expiration_time)
+            try:
+                return ValueWithExpiration(self._load(record), found.expiration_time)
+            except SerializationError as error:
+                self._report(key, error)
+                return None
+        entries: dict[Any, ValueWithExpiration[Any]] = {}
+        for subkey, (value, expiration) in found.value.items():
+            record = DHTRecord(key.to_bytes(), pack_subkey(subkey), value, expiration)
+            try:
+                entries[subkey] = ValueWithExpiration(self._load(record), expiration)
+            except SerializationError as error:
+                self._report(key, error)
+        return ValueWithExpiration(entries, found.expiration_time) if entries else None
+
+    def _load(self, record: DHTRecord) -> Any:
+        validator = self._node.protocol.record_validator
+        return MSGPackSerializer.loads(validator.strip_value(record) if validator else record.value)
+
+    @staticmethod
+    def _report(key: DHTID, error: SerializationError) -> None:
+        if _undecodable.allow():
+            logger.warning(
+                "a value under %r cannot be decoded, it counts as missing; a signed one needs its validator: %s",
+                key,
+                error,
+            )
+
+
+def _own_copy(found: FoundValue | None) -> FoundValue | None:
+    """A dictionary of the local storage goes on changing: the search gets a copy."""
+    if found is None or not isinstance(found.value, DictionaryDHTValue):
+        return found
+    copy = DictionaryDHTValue()
+    copy.merge(found.value)
+    return ValueWithExpiration(copy, copy.latest_expiration_time) if copy.data else None

@@ -1,0 +1,183 @@
+"""The search for the nodes nearest to an id, as pure state: which node to ask next, and when to stop.
+
+The search is a beam: of all nodes heard of so far, those that have not failed are ordered by distance, and the first
+``beam_size`` of them are asked, nearest first. It ends when all in the beam have answered. Each answer names more
+nodes. (Kademlia, section 2.3; the states of a node are those of go-libp2p's query peer set.)
+"""
+
+from __future__ import annotations
+
+import enum
+from bisect import insort
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from hivemind.dht.records import MAX_NEIGHBORS
+from hivemind.dht.routing import DHTID
+from hivemind.identity import PeerID
+
+__all__ = ["Lookup", "LookupPlan", "NodeState", "Request"]
+
+#: Nodes that one lookup asks at most, in multiples of its beam: more are only ever named by liars.
+MAX_CONTACTS_PER_BEAM: Final = 10
+
+Node = tuple[DHTID, PeerID]
+
+
+class NodeState(enum.Enum):
+    """What a lookup knows of a node."""
+
+    HEARD = "heard"
+    ASKED = "asked"
+    ANSWERED = "answered"
+    FAILED = "failed"
+
+
+class Lookup:
+    """The search for one id.
+
+    :param target: the id
+    :param beam_size: how many of the nearest live nodes must have answered
+    :param own_id: never asked, never counted
+    """
+
+    def __init__(self, target: DHTID, beam_size: int, own_id: DHTID | None = None) -> None:
+        self.target = target
+        self.beam_size = beam_size
+        self.own_id = own_id
+        self.states: dict[DHTID, NodeState] = {}
+        self.peers: dict[DHTID, PeerID] = {}
+        self._by_distance: list[tuple[int, DHTID]] = []
+        self._stopped = False
+        self._asked = 0
+
+    def hear(self, nodes: Iterable[Node]) -> None:
+        """Note that somebody has named ``nodes``. Of two peers under one id the first counts."""
+        for node_id, peer_id in nodes:
+            if node_id in self.states or node_id == self.own_id:
+                continue
+            self.states[node_id] = NodeState.HEARD
+            self.peers[node_id] = peer_id
+            insort(self._by_distance, (node_id ^ self.target, node_id))
+
+    def candidate(self) -> DHTID | None:
+        """The nearest node in the beam that has not been asked."""
+        if self._stopped or self._asked >= MAX_CONTACTS_PER_BEAM * self.beam_size:
+            return None
+        for _, node_id in self._by_distance[: self.beam_size]:
+            if self.states[node_id] is NodeState.HEARD:
+                return node_id
+        return None
+
+    def wants(self, node_id: DHTID) -> bool:
+        """Whether asking this node would serve this search: it is in the beam and has not been asked."""
+        if self._stopped or self.states.get(node_id) is not NodeState.HEARD:
+            return False
+        if len(self._by_distance) <= self.beam_size:
+            return True
+        return (node_id ^ self.target) <= self._by_distance[self.beam_size - 1][0]
+
+    def ask(self, node_id: DHTID) -> None:
+        """Note that the node is being asked."""
+        self.states[node_id] = NodeState.ASKED
+        self._asked += 1
+
+    def answer(self, node_id: DHTID, named: Iterable[Node]) -> None:
+        """Note that the node has answered, and whom it named."""
+        self.states[node_id] = NodeState.ANSWERED
+        self.hear(named)
+
+    def fail(self, node_id: DHTID) -> None:
+        """Note that the node has not answered: the beam reaches one farther."""
+        self.states[node_id] = NodeState.FAILED
+        self._by_distance.remove((node_id ^ self.target, node_id))
+
+    def stop(self) -> None:
+        """End the search: what it was for has been found."""
+        self._stopped = True
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is stopped, or all in the beam have answered."""
+        if self._stopped:
+            return True
+        spent = self._asked >= MAX_CONTACTS_PER_BEAM * self.beam_size
+        for _, node_id in self._by_distance[: self.beam_size]:
+            state = self.states[node_id]
+            if state is NodeState.ASKED or (state is NodeState.HEARD and not spent):
+                return False
+        return True
+
+    def nearest(self, k: int) -> list[Node]:
+        """Up to ``k`` of the nodes that have answered, nearest first."""
+        answered = (node for _, node in self._by_distance if self.states[node] is NodeState.ANSWERED)
+        return [(node_id, self.peers[node_id]) for node_id, _ in zip(answered, range(k), strict=False)]
+
+
+class Request(NamedTuple):
+    """Whom to ask, and about which ids."""
+
+    node_id: DHTID
+    peer_id: PeerID
+    targets: list[DHTID]
+
+
+class LookupPlan:
+    """Several lookups that share their requests: one node is asked about several ids at once.
+
+    :param chunk_size: ids in one request
+    """
+
+    def __init__(self, lookups: Iterable[Lookup], chunk_size: int) -> None:
+        # in order of their last request, so that all advance at the same pace
+        self._open = {lookup.target: lookup for lookup in lookups}
+        self._chunk_size = chunk_size
+
+    @property
+    def finished(self) -> bool:
+        """Whether all lookups have finished and were taken by `take_finished`."""
+        return not self._open
+
+    def next_request(self) -> Request | None:
+        """The next request to send, noted as sent; None if all that can be asked is being asked."""
+        for lookup in self._open.values():
+            node_id = lookup.candidate()
+            if node_id is not None:
+                break
+        else:
+            return None
+        others = [other for other in self._open.values() if other is not lookup and other.wants(node_id)]
+        others.sort(key=lambda other: other.target ^ node_id)
+        together = [lookup, *others[: self._chunk_size - 1]]
+        for each in together:
+            each.ask(node_id)
+            self._open[each.target] = self._open.pop(each.target)
+        return Request(node_id, lookup.peers[node_id], [each.target for each in together])
+
+    def answer(self, request: Request, named: Mapping[DHTID, Iterable[Node]]) -> None:
+        """Note the answer to ``request``: whom it named for each id. An id without an entry was not answered."""
+        for target in request.targets:
+            lookup = self._open.get(target)
+            if lookup is None:
+                continue
+            if target in named:
+                lookup.answer(request.node_id, list(named[target])[:MAX_NEIGHBORS])
+            else:
+                lookup.fail(request.node_id)
+
+    def fail(self, request: Request) -> None:
+        """Note that ``request`` was not answered."""
+        self.answer(request, {})
+
+    def take_finished(self) -> list[Lookup]:
+        """Those that have finished since the last call."""
+        done = [lookup for lookup in self._open.values() if lookup.finished]
+        for lookup in done:
+            del self._open[lookup.target]
+        return done
+
+    def take_all(self) -> list[Lookup]:
+        """All that have not finished: the search ends here."""
+        rest = list(self._open.values())
+        self._open.clear()
+        return rest

@@ -1,0 +1,88 @@
+"""What a node does unasked: bucket refresh, and another try with peers that went silent.
+
+After a partition has healed, both halves have forgotten each other; a lost peer that answers again leads this node back
+to the others, and as a newcomer it is given the records it should hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from hivemind.aio import TaskScope
+from hivemind.clock import get_dht_time
+from hivemind.dht.bootstrap import bootstrap
+from hivemind.dht.routing import DHTID, KBucket
+from hivemind.errors import HivemindError
+from hivemind.log import get_logger
+
+if TYPE_CHECKING:
+    from hivemind.dht.node import DHTNode
+
+__all__ = ["Maintenance"]
+
+logger = get_logger(__name__)
+
+#: Seconds between two rounds, and lost peers tried in each.
+PERIOD: Final = 15.0
+LOST_PER_ROUND: Final = 4
+
+
+class Maintenance:
+    """The background rounds of one node. Owned by the network thread."""
+
+    def __init__(self, node: DHTNode, scope: TaskScope) -> None:
+        self._node = node
+        self._scope = scope
+
+    def start(self) -> None:
+        """Begin; ends with the scope."""
+        self._scope.start(self._run(), name="maintenance of DHTNode")
+
+    async def _run(self) -> None:
+        refresh = self._node.options.refresh_timeout
+        period = PERIOD if refresh is None else min(PERIOD, refresh)
+        while True:
+            await asyncio.sleep(period)
+            try:
+                await self.round()
+            except HivemindError as error:
+                logger.debug("maintenance: %s", error)
+
+    async def round(self) -> None:
+        """One round."""
+        node = self._node
+        back = await self._try_lost_peers()
+        if not len(node.protocol.routing_table) and node.initial_peers:
+            back = await bootstrap(node, node.initial_peers, self._scope) or back
+        elif back:
+            await node.find_nearest_nodes([node.node_id], exclude_self=True)
+        if node.options.refresh_timeout is not None:
+            await self._refresh(node.options.refresh_timeout)
+
+    async def _try_lost_peers(self) -> bool:
+        """
+        :returns: whether one has answered
+        """
+        neighborhood = self._node.protocol.neighborhood
+        tried = [lost for _ in range(LOST_PER_ROUND) if (lost := neighborhood.take_lost()) is not None]
+        answers = await asyncio.gather(*(self._node.protocol.call_ping(peer) for peer, _ in tried))
+        for (peer, until), node_id in zip(tried, answers, strict=True):
+            if node_id is None:
+                neighborhood.remember(peer, until)
+            else:
+                self._node.blacklist.register_success(peer)
+        return any(node_id is not None for node_id in answers)
+
+    async def _refresh(self, refresh_timeout: float) -> None:
+        """Search in the ranges of buckets in which nothing has happened."""
+        before = get_dht_time() - refresh_timeout
+        stale = [bucket for bucket in self._node.protocol.routing_table.buckets if bucket.last_updated < before]
+        if stale:
+            await self._node.find_nearest_nodes([_random_id(bucket) for bucket in stale])
+        for bucket in stale:
+            bucket.last_updated = get_dht_time()
+
+
+def _random_id(bucket: KBucket) -> DHTID:
+    return DHTID(bucket.lower + DHTID.generate() % (bucket.upper - bucket.lower))

@@ -1,0 +1,412 @@
+"""`DHTNode`: one node of the distributed hash table, on the loop of the network thread."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Self
+
+from multiaddr import Multiaddr
+
+from hivemind.aio import TaskScope
+from hivemind.clock import Deadline, DHTExpiration
+from hivemind.config import make_options, option_names, split_options
+from hivemind.dht.blacklist import Blacklist
+from hivemind.dht.bootstrap import bootstrap, parse_initial_peers
+from hivemind.dht.cache import CachePolicy
+from hivemind.dht.config import DHTNodeOptions
+from hivemind.dht.getting import Getter, KeySearch, Result
+from hivemind.dht.lookup import Lookup, Request
+from hivemind.dht.maintenance import Maintenance
+from hivemind.dht.messages import FoundValue
+from hivemind.dht.protocol import DHTProtocol
+from hivemind.dht.records import DHTKey, DHTValue, Subkey
+from hivemind.dht.routing import DHTID
+from hivemind.dht.search import Answer, run_lookups
+from hivemind.dht.storage import DictionaryDHTValue, StoredValue
+from hivemind.dht.storing import Placement, Record, make_record
+from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
+from hivemind.errors import ConfigError, RuntimeClosedError
+from hivemind.identity import PeerID
+from hivemind.log import get_logger
+from hivemind.p2p import P2P, P2PConfig
+from hivemind.timed_storage import ValueWithExpiration
+
+__all__ = ["DHTNode"]
+
+logger = get_logger(__name__)
+
+#: A search ends after so many times ``wait_timeout``, with what it has found.
+_SEARCH_ROUNDS = 10
+
+
+class DHTNode:
+    """A node of a Kademlia-like table of records that expire. Made by `create`; owned by one event loop.
+
+    Each record is stored on the ``num_replicas`` nodes nearest to the hash of its key; of two the one that expires
+    later counts. Records under one key with subkeys form a dictionary whose entries expire each by itself.
+    """
+
+    def __init__(self, p2p: P2P, protocol: DHTProtocol, options: DHTNodeOptions, *, owns_p2p: bool) -> None:
+        self.p2p = p2p
+        self.protocol = protocol
+        self.options = options
+        self.node_id = protocol.node_id
+        self.num_replicas = options.num_replicas
+        self.num_workers = options.num_workers
+        self.chunk_size = options.chunk_size
+        self.client_mode = options.client_mode
+        self.is_alive = True
+        self.initial_peers: tuple[Multiaddr, ...] = ()
+        #: peers that are left alone for a while
+        self.blacklist = Blacklist(options.blacklist_time, options.backoff_rate)
+        #: seconds after which a search ends in any case
+        self.search_seconds = _SEARCH_ROUNDS * options.wait_timeout
+        self._owns_p2p = owns_p2p
+        self._scope = TaskScope("background of DHTNode")
+        self._getter = Getter(self, self._scope)
+        self.cache_policy = CachePolicy(self, self._scope)
+
+    @classmethod
+    async def create(
+        cls,
+        p2p: P2P | None = None,
+        node_id: DHTID | None = None,
+        initial_peers: Sequence[Multiaddr | str] | None = None,
+        *,
+        record_validator: RecordValidatorBase | None = None,
+        authorizer: Any = None,
+        **options: Any,
+    ) -> Self:
+        """Start a node and join the swarm.
+
+        :param p2p: stand on this peer, which stays the caller's; by default a peer of its own is made
+        :param node_id: by default a random one
+        :param initial_peers: addresses of nodes of the swarm, each ``/…/p2p/<id>``; none: a swarm of its own
+        :param record_validator: checks records; more can be added through `CompositeValidator.extend`
+        :param authorizer: must be None
+        :param options: those of `DHTNodeOptions`, and without ``p2p`` those of `P2PConfig`
+        :raises TypeError: if ``initial_peers`` is one address and not several
+        :raises ConfigError: if another argument is wrong
+        :raises P2PDaemonError: if the peer does not start; `BootstrapError` if no initial peer answers
+        """
+        peers = parse_initial_peers(initial_peers)
+        if p2p is None:
+            node_part, p2p_part = split_options(options, DHTNodeOptions, P2PConfig, where="DHTNode")
+        else:
+            _reject_p2p_options(options)
+            node_part, p2p_part = options, {}
+        node_options = make_options(DHTNodeOptions, node_part, where="DHTNode")
+        owned: P2P | None = None
+        if p2p is None:
+            if node_options.client_mode:
+                p2p_part.setdefault("dht_mode", "client")
+            p2p = owned = await P2P.create(initial_peers=peers, **p2p_part)
+        try:
+            return await cls._start(
+                p2p, node_id, peers, node_options, record_validator, authorizer, owns_p2p=owned is not None
+            )
+        except BaseException:
+            if owned is not None:
+                await owned.shutdown()
+            raise
+
+    @classmethod
+    async def _start(
+        cls,
+        p2p: P2P,
+        node_id: DHTID | None,
+        initial_peers: tuple[Multiaddr, ...],
+        options: DHTNodeOptions,
+        record_validator: RecordValidatorBase | None,
+        authorizer: Any,
+        *,
+        owns_p2p: bool,
+    ) -> Self:
+        protocol = await DHTProtocol.create(
+            p2p,
+            node_id if node_id is not None else DHTID.generate(),
+            record_validator=record_validator if record_validator is not None else CompositeValidator(),
+            authorizer=authorizer,
+            **vars(options),
+        )
+        node = cls(p2p, protocol, options, owns_p2p=owns_p2p)
+        node.initial_peers = initial_peers
+        try:
+            if initial_peers:
+                await bootstrap(node, initial_peers, node._scope)
+            Maintenance(node, node._scope).start()
+        except BaseException:
+            node._owns_p2p = False  # whoever made the peer ends it
+            await node.shutdown()
+            raise
+        return node
+
+    async def shutdown(self) -> None:
+        """Leave: end searches and background work, stop answering, end an own peer. Idempotent."""
+        self.is_alive = False
+        await self._scope.close()
+        await self.protocol.shutdown()
+        if self._owns_p2p:
+            await self.p2p.shutdown()
+
+    @property
+    def peer_id(self) -> PeerID:
+        """This node's peer."""
+        return self.p2p.peer_id
+
+    async def get_visible_maddrs(self, latest: bool = False) -> list[Multiaddr]:
+        """The addresses by which others reach this node, each ending in ``/p2p/<id>``.
+
+        :param latest: ask the daemon anew
+        """
+        return await self.p2p.get_visible_maddrs(latest=latest)
+
+    # -- store ---------------------------------------------------------------------------------------------------------
+
+    async def store(
+        self, key: DHTKey, value: DHTValue, expiration_time: DHTExpiration, subkey: Subkey | None = None, **kwargs: Any
+    ) -> bool:
+        """Store one value; see `store_many`.
+
+        :returns: whether some node has accepted it
+        """
+        subkeys = None if subkey is None else [subkey]
+        stored = await self.store_many([key], [value], [expiration_time], subkeys, **kwargs)
+        return stored[key if subkey is None else (key, subkey)]
+
+    async def store_many(
+        self,
+        keys: Sequence[DHTKey],
+        values: Sequence[DHTValue],
+        expiration_time: DHTExpiration | Sequence[DHTExpiration],
+        subkeys: Subkey | Sequence[Subkey] | None = None,
+        exclude_self: bool = False,
+        await_all_replicas: bool = True,
+        *,
+        num_workers: int | None = None,
+        beam_size: int | None = None,
+    ) -> dict[Any, bool]:
+        """Store values on the nodes nearest to their keys.
+
+        :param expiration_time: DHT time; one for all or one a value
+        :param subkeys: with a subkey, the value is an entry of the dictionary under the key; None for a plain value
+        :param exclude_self: do not keep it here, even if this node is one of the nearest
+        :param await_all_replicas: otherwise return as soon as one node has accepted each value
+        :param num_workers: requests under way at first
+        :param beam_size: how many of the nearest nodes to look for
+        :returns: by key, or (key, subkey), whether some node has accepted it. None does if it has expired, or if a
+            value that expires later is there already
+        :raises SerializationError: if a key, subkey or value has no form on the wire
+        """
+        self._check_alive()
+        records, results = self._make_records(keys, values, expiration_time, subkeys)
+        placement = Placement(self, records, exclude_self=exclude_self or self.client_mode)
+        run = placement.run(*self._widths(num_workers, beam_size))
+        if await_all_replicas:
+            await run
+        elif records:
+            task = self._scope.start(run, name="store")
+            task.add_done_callback(lambda _: placement.accepted_once.set())
+            await placement.accepted_once.wait()
+        else:
+            run.close()
+        for record in records:
+            results[record.name] = record.accepted
+        if self.options.cache_on_store:
+            self._cache_own(records)
+        return results
+
+    def _make_records(
+        self,
+        keys: Sequence[DHTKey],
+        values: Sequence[DHTValue],
+        expiration_time: DHTExpiration | Sequence[DHTExpiration],
+        subkeys: Subkey | Sequence[Subkey] | None,
+    ) -> tuple[list[Record], dict[Any, bool]]:
+        count = len(keys)
+        if len(values) != count:
+            raise ConfigError("values", len(values), f"as many as keys: {count}")
+        expirations = [expiration_time] * count if isinstance(expiration_time, int | float) else list(expiration_time)
+        names = list(subkeys) if isinstance(subkeys, list | tuple) and len(subkeys) == count else [subkeys] * count
+        if len(expirations) != count:
+            raise ConfigError("expiration_time", len(expirations), f"one for all, or as many as keys: {count}")
+        records: list[Record] = []
+        results: dict[Any, bool] = {}
+        for key, value, expiration, subkey in zip(keys, values, expirations, names, strict=True):
+            results[key if subkey is None else (key, subkey)] = False
+            record = make_record(key, subkey, value, expiration, self.protocol.record_validator)
+            if record is not None:
+                records.append(record)
+        return records, results
+
+    def _cache_own(self, records: Iterable[Record]) -> None:
+        """Keep copies of own plain values; of entries only where their dictionary is in the cache already."""
+        cache = self.protocol.cache
+        for record in records:
+            plain = record.subkey is None and not isinstance(record.value, DictionaryDHTValue)
+            cached = None if plain else cache.get(record.key)
+            if record.accepted and (plain or (cached and isinstance(cached.value, DictionaryDHTValue))):
+                record.store_in(cache)
+
+    # -- get -----------------------------------------------------------------------------------------------------------
+
+    async def get(self, key: DHTKey, latest: bool = False, **kwargs: Any) -> ValueWithExpiration[Any] | None:
+        """The value of ``key`` and its expiration; a dictionary is ``{subkey: ValueWithExpiration}``.
+
+        :param latest: ask all of the nearest nodes for the value that expires last, and merge the entries of
+            dictionaries; otherwise the first live value is taken, also from this node's cache
+        :returns: None if there is none
+        """
+        sufficient = float("inf") if latest else None
+        key_id = DHTID.generate(source=key)
+        found: dict[DHTID, Result] = await self.get_many_by_id([key_id], sufficient, **kwargs)
+        return found[key_id]
+
+    async def get_many(
+        self, keys: Iterable[DHTKey], sufficient_expiration_time: DHTExpiration | None = None, **kwargs: Any
+    ) -> dict[DHTKey, Any]:
+        """Values of several keys.
+
+        :param sufficient_expiration_time: stop early when a value is found that expires at this time or later; default
+            now, infinity for the latest
+        :param kwargs: as `get_many_by_id`
+        :returns: a value or None for each key; with ``return_futures`` an awaitable for each, at once
+        """
+        ids = {key: DHTID.generate(source=key) for key in keys}
+        found = await self.get_many_by_id(list(ids.values()), sufficient_expiration_time, **kwargs)
+        return {key: found[key_id] for key, key_id in ids.items()}
+
+    async def get_many_by_id(
+        self,
+        key_ids: Iterable[DHTID],
+        sufficient_expiration_time: DHTExpiration | None = None,
+        num_workers: int | None = None,
+        beam_size: int | None = None,
+        return_futures: bool = False,
+        _is_refresh: bool = False,
+    ) -> dict[DHTID, Any]:
+        """`get_many` by the ids of the keys.
+
+        :param num_workers: requests under way at first
+        :param beam_size: how many of the nearest nodes to ask at most
+        """
+        self._check_alive()
+        futures = self._getter.start(
+            key_ids, sufficient_expiration_time, *self._widths(num_workers, beam_size), is_refresh=_is_refresh
+        )
+        if return_futures:
+            return dict(futures)
+        return {key: await future for key, future in futures.items()}
+
+    async def renew(self, keys: Sequence[DHTID]) -> None:
+        """Look for newer values of cached keys."""
+        await self.get_many_by_id(keys, float("inf"), _is_refresh=True)
+
+    # -- search --------------------------------------------------------------------------------------------------------
+
+    async def find_nearest_nodes(
+        self,
+        queries: Iterable[DHTID],
+        k_nearest: int | None = None,
+        beam_size: int | None = None,
+        num_workers: int | None = None,
+        node_to_peer_id: Mapping[DHTID, PeerID] | None = None,
+        exclude_self: bool = False,
+    ) -> dict[DHTID, dict[DHTID, PeerID]]:
+        """The nodes nearest to each of ``queries`` that answer, nearest first.
+
+        :param k_nearest: how many; default ``bucket_size``
+        :param node_to_peer_id: where to begin; default the nodes known nearest
+        :param exclude_self: leave this node out
+        """
+        self._check_alive()
+        count = k_nearest if k_nearest is not None else self.protocol.bucket_size
+        workers, beam = self._widths(num_workers, beam_size)
+        results: dict[DHTID, dict[DHTID, PeerID]] = {}
+
+        def on_finished(lookup: Lookup) -> None:
+            nearest = lookup.nearest(count)
+            if not exclude_self and not self.client_mode:
+                nearest.append((self.node_id, self.peer_id))
+            nearest.sort(key=lambda node: node[0] ^ lookup.target)
+            results[lookup.target] = dict(nearest[:count])
+
+        async def ask(request: Request) -> Answer:
+            answer = await self.call_find(request.peer_id, request.targets, request.node_id)
+            return None if answer is None else {key: nearest.items() for key, (_, nearest) in answer.items()}
+
+        lookups = [self.new_lookup(query, max(beam, count), node_to_peer_id) for query in dict.fromkeys(queries)]
+        await self.run_lookups(lookups, ask, on_finished, workers, Deadline.after(self.search_seconds))
+        return {lookup.target: results[lookup.target] for lookup in lookups}
+
+    def new_lookup(self, target: DHTID, beam_size: int, begin: Mapping[DHTID, PeerID] | None = None) -> Lookup:
+        """A lookup that begins at ``begin`` or at the nodes known nearest; peers on the blacklist are left out."""
+        lookup = Lookup(target, beam_size, own_id=self.node_id)
+        table = self.protocol.routing_table
+        known = table.get_nearest_neighbors(target, beam_size) if begin is None else begin.items()
+        lookup.hear(node for node in known if node[1] not in self.blacklist)
+        return lookup
+
+    async def run_lookups(
+        self,
+        lookups: Iterable[Lookup],
+        ask: Callable[[Request], Awaitable[Answer]],
+        on_finished: Callable[[Lookup], None],
+        num_workers: int,
+        deadline: Deadline,
+    ) -> None:
+        """Run lookups with this node's ``chunk_size``; see `search.run_lookups`."""
+        await run_lookups(
+            lookups, ask, on_finished, num_workers=num_workers, chunk_size=self.chunk_size, deadline=deadline
+        )
+
+    async def call_find(
+        self, peer: PeerID, keys: Sequence[DHTID], node_id: DHTID
+    ) -> dict[DHTID, tuple[FoundValue | None, dict[DHTID, PeerID]]] | None:
+        """`DHTProtocol.call_find` with the blacklist kept."""
+        if peer in self.blacklist:
+            return None
+        answer = await self.protocol.call_find(peer, keys, node_id)
+        self._note(peer, answered=answer is not None)
+        return answer
+
+    async def call_store(
+        self,
+        peer: PeerID,
+        keys: Sequence[DHTID],
+        values: Sequence[StoredValue],
+        expirations: Sequence[DHTExpiration],
+        subkeys: Sequence[Subkey],
+    ) -> list[bool] | None:
+        """`DHTProtocol.call_store` with the blacklist kept."""
+        answer = await self.protocol.call_store(peer, keys, values, expirations, subkeys)
+        self._note(peer, answered=answer is not None)
+        return answer
+
+    def _note(self, peer: PeerID, *, answered: bool) -> None:
+        if answered:
+            self.blacklist.register_success(peer)
+        else:
+            self.blacklist.register_failure(peer)
+
+    @property
+    def pending_get_requests(self) -> dict[DHTID, KeySearch]:
+        """Searches under way by the id of their key."""
+        return self._getter.pending
+
+    def _widths(self, num_workers: int | None, beam_size: int | None) -> tuple[int, int]:
+        workers = num_workers if num_workers is not None else self.num_workers
+        return workers, beam_size if beam_size is not None else self.protocol.bucket_size
+
+    def _check_alive(self) -> None:
+        if not self.is_alive:
+            raise RuntimeClosedError("this DHT node was shut down")
+
+
+def _reject_p2p_options(options: Mapping[str, Any]) -> None:
+    """
+    :raises ConfigError: if an option belongs to a peer that is there already
+    """
+    for name, value in options.items():
+        if name in option_names(P2PConfig) and name not in option_names(DHTNodeOptions):
+            raise ConfigError(name, value, "not together with p2p: it was made with options of its own")

@@ -1,0 +1,174 @@
+"""Stores: records placed on the nodes nearest to their keys."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hivemind.clock import Deadline, DHTExpiration
+from hivemind.dht.lookup import Lookup, Node, Request
+from hivemind.dht.records import (
+    MAX_RECORD_BYTES,
+    DHTKey,
+    DHTValue,
+    Subkey,
+    check_expiration,
+    check_subkey,
+    pack_subkey,
+)
+from hivemind.dht.routing import DHTID
+from hivemind.dht.search import Answer
+from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue, StoredValue
+from hivemind.dht.validation import DHTRecord, RecordValidatorBase
+from hivemind.errors import ConfigError
+from hivemind.identity import PeerID
+from hivemind.log import get_logger
+from hivemind.serializer import MSGPackSerializer
+
+if TYPE_CHECKING:
+    from hivemind.dht.node import DHTNode
+
+__all__ = ["Placement", "Record", "make_record"]
+
+logger = get_logger(__name__)
+
+
+@dataclass(eq=False)
+class Record:
+    """One value on its way."""
+
+    #: how the result names it: the key, or (key, subkey)
+    name: Any
+    key: DHTID
+    subkey: Subkey
+    value: StoredValue
+    expiration_time: DHTExpiration
+    #: whether some node has accepted it
+    accepted: bool = False
+
+    def store_in(self, place: DHTLocalStorage) -> bool:
+        """Keep it on this node."""
+        if isinstance(self.value, DictionaryDHTValue):
+            return place.store_dictionary(self.key, self.value)
+        return place.store(self.key, self.value, self.expiration_time, self.subkey)
+
+
+def make_record(
+    key: DHTKey,
+    subkey: Subkey,
+    value: DHTValue,
+    expiration_time: DHTExpiration,
+    validator: RecordValidatorBase | None,
+) -> Record | None:
+    """Serialize and sign a value.
+
+    :returns: None if the own validators refuse it
+    :raises SerializationError: if key, subkey or value have no form on the wire
+    :raises ConfigError: if the value is too large
+    """
+    expiration = check_expiration(expiration_time)
+    key_id = DHTID.generate(source=key)
+    name = key if subkey is None else (key, subkey)
+    if isinstance(value, DictionaryDHTValue):
+        return Record(name, key_id, None, value, value.latest_expiration_time)
+    if subkey is not None:
+        check_subkey(subkey)
+    raw = MSGPackSerializer.dumps(value)
+    if validator:
+        record = DHTRecord(key_id.to_bytes(), pack_subkey(subkey), raw, expiration)
+        raw = validator.sign_value(record)
+        if not validator.validate(DHTRecord(record.key, record.subkey, raw, expiration)):
+            logger.warning("a value under key %r was not stored: a record validator of this node refuses it", key)
+            return None
+    if len(raw) > MAX_RECORD_BYTES:
+        raise ConfigError("value", f"{len(raw)} bytes", f"at most {MAX_RECORD_BYTES} bytes when serialized")
+    return Record(name, key_id, subkey, raw, expiration)
+
+
+@dataclass
+class _Target:
+    """Where the records of one key go."""
+
+    records: list[Record]
+    #: nodes that may hold it, nearest first; None stands for this node
+    nodes: list[PeerID | None] = field(default_factory=list)
+    responded: int = 0
+
+    def take(self, count: int) -> list[PeerID | None]:
+        taken, self.nodes = self.nodes[:count], self.nodes[count:]
+        return taken
+
+
+class Placement:
+    """Places records on ``num_replicas`` nodes each. Owned by the network thread.
+
+    :param exclude_self: this node does not count as one of them
+    """
+
+    def __init__(self, node: DHTNode, records: Iterable[Record], *, exclude_self: bool) -> None:
+        self._node = node
+        self._exclude_self = exclude_self
+        self._targets: dict[DHTID, _Target] = {}
+        for record in records:
+            self._targets.setdefault(record.key, _Target([])).records.append(record)
+        #: set once each record was accepted by some node
+        self.accepted_once = asyncio.Event()
+
+    async def run(self, num_workers: int, beam_size: int) -> None:
+        """Find the nodes, then store until enough have answered or there is none left."""
+        await self._find_nodes(num_workers, beam_size)
+        while batches := self._next_batches():
+            here = batches.pop(None, [])
+            for record in here:
+                self._note(record, record.store_in(self._node.protocol.storage))
+            for key in {record.key for record in here}:
+                self._targets[key].responded += 1
+            async with asyncio.TaskGroup() as group:
+                for peer, records in batches.items():
+                    group.create_task(self._store_on(peer, records))
+
+    async def _find_nodes(self, num_workers: int, beam_size: int) -> None:
+        node = self._node
+
+        def on_finished(lookup: Lookup) -> None:
+            nearest: list[Node] = lookup.nearest(beam_size)
+            nodes: list[tuple[int, PeerID | None]] = [(each ^ lookup.target, peer) for each, peer in nearest]
+            if not self._exclude_self:
+                nodes.append((node.node_id ^ lookup.target, None))
+            self._targets[lookup.target].nodes = [peer for _, peer in sorted(nodes, key=lambda each: each[0])]
+
+        async def ask(request: Request) -> Answer:
+            answer = await node.call_find(request.peer_id, request.targets, request.node_id)
+            return None if answer is None else {key: nearest.items() for key, (_, nearest) in answer.items()}
+
+        lookups = [node.new_lookup(key, beam_size) for key in self._targets]
+        await node.run_lookups(lookups, ask, on_finished, num_workers, Deadline.after(node.search_seconds))
+
+    def _next_batches(self) -> dict[PeerID | None, list[Record]]:
+        """What each node is asked to store next: all keys advance together, so that nodes get few requests."""
+        batches: dict[PeerID | None, list[Record]] = defaultdict(list)
+        for target in self._targets.values():
+            for peer in target.take(self._node.num_replicas - target.responded):
+                batches[peer].extend(target.records)
+        return batches
+
+    async def _store_on(self, peer: PeerID | None, records: list[Record]) -> None:
+        assert peer is not None
+        keys, values, expirations, subkeys = zip(
+            *((each.key, each.value, each.expiration_time, each.subkey) for each in records), strict=True
+        )
+        answers = await self._node.call_store(peer, keys, values, expirations, subkeys)
+        if answers is None:
+            return
+        for record, ok in zip(records, answers, strict=True):
+            self._note(record, ok)
+        for key in {record.key for record in records}:
+            self._targets[key].responded += 1
+
+    def _note(self, record: Record, accepted: bool) -> None:
+        record.accepted |= accepted
+        if accepted and all(each.accepted for target in self._targets.values() for each in target.records):
+            self.accepted_once.set()
