@@ -4,7 +4,8 @@
 
     HivemindError
     ├── ConfigError (ValueError)            an argument or option is wrong: names it, what came, what is allowed
-    ├── RuntimeClosedError                  the network thread is gone (after shutdown, or in a forked child)
+    │   └── WrongTypeError (TypeError)      it is of a type that is not allowed
+    ├── RuntimeClosedError (RuntimeError)   the network thread is gone (after shutdown, or in a forked child)
     ├── DeadlineExceeded (TimeoutError)     a bounded wait has passed its bound
     ├── P2PDaemonError                      this machine's daemon, or the way to a peer
     │   ├── DaemonStartError                the daemon did not start: carries its own words
@@ -60,6 +61,7 @@ __all__ = [
     "StreamTruncated",
     "TensorLengthError",
     "ValidationError",
+    "WrongTypeError",
 ]
 
 
@@ -85,7 +87,11 @@ class ConfigError(HivemindError, ValueError):
         return f"{self.name}: got {self.value!r}, allowed: {self.allowed}"
 
 
-class RuntimeClosedError(HivemindError):
+class WrongTypeError(ConfigError, TypeError):
+    """An argument is of a type that is not allowed, or an object is used in a way that its type does not support."""
+
+
+class RuntimeClosedError(HivemindError, RuntimeError):
     """The network thread of this process is not running (any more)."""
 
 

@@ -1,6 +1,7 @@
 """The distributed hash table: records that expire, kept by the peers themselves."""
 
 from hivemind.dht.config import DEFAULT_NUM_WORKERS, DHTNodeOptions
+from hivemind.dht.dht import DHT
 from hivemind.dht.node import DHTNode
 from hivemind.dht.records import DHTValue
 from hivemind.dht.routing import DHTID
@@ -10,6 +11,7 @@ from hivemind.timed_storage import ValueWithExpiration
 
 __all__ = [
     "DEFAULT_NUM_WORKERS",
+    "DHT",
     "DHTID",
     "CompositeValidator",
     "DHTNode",

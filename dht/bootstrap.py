@@ -11,7 +11,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind.aio import TaskScope, with_deadline
 from hivemind.clock import Deadline
-from hivemind.errors import BootstrapError, ConfigError, HivemindError
+from hivemind.errors import BootstrapError, ConfigError, HivemindError, WrongTypeError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 
@@ -26,16 +26,14 @@ logger = get_logger(__name__)
 def parse_initial_peers(initial_peers: object) -> tuple[Multiaddr, ...]:
     """Addresses of peers, each ``/…/p2p/<id>``.
 
-    :raises TypeError: if it is one address and not several
+    :raises WrongTypeError: if it is one address and not several
     :raises ConfigError: if one is no such address
     """
     if initial_peers is None:
         return ()
     if not isinstance(initial_peers, Sequence) or isinstance(initial_peers, str | bytes | Multiaddr):
-        raise TypeError(
-            f"initial_peers: got {initial_peers!r}, allowed: a list of addresses such as "
-            "['/ip4/203.0.113.5/tcp/31337/p2p/12D3Koo…'], or None"
-        )
+        allowed = "a list of addresses such as ['/ip4/203.0.113.5/tcp/31337/p2p/12D3Koo…'], or None"
+        raise WrongTypeError("initial_peers", initial_peers, allowed)
     return tuple(_parse_address(each) for each in initial_peers)
 
 

@@ -31,7 +31,7 @@ from hivemind.log import get_logger
 from hivemind.p2p import P2P, P2PConfig
 from hivemind.timed_storage import ValueWithExpiration
 
-__all__ = ["DHTNode"]
+__all__ = ["DHTNode", "reject_p2p_options"]
 
 logger = get_logger(__name__)
 
@@ -85,7 +85,7 @@ class DHTNode:
         :param record_validator: checks records; more can be added through `CompositeValidator.extend`
         :param authorizer: must be None
         :param options: those of `DHTNodeOptions`, and without ``p2p`` those of `P2PConfig`
-        :raises TypeError: if ``initial_peers`` is one address and not several
+        :raises WrongTypeError: if ``initial_peers`` is one address and not several
         :raises ConfigError: if another argument is wrong
         :raises P2PDaemonError: if the peer does not start; `BootstrapError` if no initial peer answers
         """
@@ -93,7 +93,7 @@ class DHTNode:
         if p2p is None:
             node_part, p2p_part = split_options(options, DHTNodeOptions, P2PConfig, where="DHTNode")
         else:
-            _reject_p2p_options(options)
+            reject_p2p_options(options)
             node_part, p2p_part = options, {}
         node_options = make_options(DHTNodeOptions, node_part, where="DHTNode")
         owned: P2P | None = None
@@ -193,7 +193,7 @@ class DHTNode:
         :param exclude_self: do not keep it here, even if this node is one of the nearest
         :param await_all_replicas: otherwise return as soon as one node has accepted each value
         :param num_workers: requests under way at first
-        :param beam_size: how many of the nearest nodes to look for
+        :param beam_size: how many of the nearest nodes to look for; default twice ``num_replicas``
         :returns: by key, or (key, subkey), whether some node has accepted it. None does if it has expired, or if a
             value that expires later is there already
         :raises SerializationError: if a key, subkey or value has no form on the wire
@@ -201,7 +201,9 @@ class DHTNode:
         self._check_alive()
         records, results = self._make_records(keys, values, expiration_time, subkeys)
         placement = Placement(self, records, exclude_self=exclude_self or self.client_mode)
-        run = placement.run(*self._widths(num_workers, beam_size))
+        # searching somewhat wider than the replicas finds them also where tables are incomplete
+        width = min(self.protocol.bucket_size, 2 * self.num_replicas) if beam_size is None else beam_size
+        run = placement.run(*self._widths(num_workers, max(width, self.num_replicas)))
         if await_all_replicas:
             await run
         elif records:
@@ -403,7 +405,7 @@ class DHTNode:
             raise RuntimeClosedError("this DHT node was shut down")
 
 
-def _reject_p2p_options(options: Mapping[str, Any]) -> None:
+def reject_p2p_options(options: Mapping[str, Any]) -> None:
     """
     :raises ConfigError: if an option belongs to a peer that is there already
     """
