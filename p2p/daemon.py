@@ -103,8 +103,7 @@ class ControlTransport:
         found = await self._open_client().request("addrs")
         return [Multiaddr(text) for text in found["addrs"] or ()]
 
-    async def stats(self) -> dict[str, Any]:
-        """The daemon's counters."""
+    async def stats(self) -> dict[str, int]:
         return await self._open_client().request("stats")
 
     async def close(self) -> None:

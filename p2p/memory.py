@@ -116,6 +116,7 @@ class _Host:
         self.connected: set[PeerID] = set()
         self.live: dict[_Breakable, None] = {}
         self.dead = False
+        self.bytes_in = self.bytes_out = 0
 
     def address(self) -> Multiaddr:
         high, low = divmod(self.number, 250)
@@ -286,6 +287,7 @@ class MemoryNetwork:
     def _arrival(self, source: _Host, target: _Host, size: int) -> float | None:
         now = asyncio.get_running_loop().time()
         if not self._faults:
+            _count(source, target, size)
             return now
         conditions = self._conditions(source.peer_id, target.peer_id)
         if conditions.loss and self._random.random() < conditions.loss:
@@ -298,6 +300,7 @@ class MemoryNetwork:
             sent = max(now, self._busy_until.get(line, 0.0)) + size / conditions.rate
             self._busy_until[line] = sent
         jitter = self._random.random() * conditions.jitter if conditions.jitter else 0.0
+        _count(source, target, size)
         return sent + conditions.delay + jitter
 
     def _deliver(self, source: _Host, target: _Host, callback: Callable[[], None]) -> None:
@@ -356,6 +359,11 @@ class MemoryNetwork:
         source.connected.add(peer)
         host.connected.add(source.peer_id)
         return host
+
+
+def _count(source: _Host, target: _Host, size: int) -> None:
+    source.bytes_out += size
+    target.bytes_in += size
 
 
 def _both_ways(between: tuple[Peer, Peer] | None) -> Callable[[PeerID, PeerID], bool]:
@@ -516,6 +524,10 @@ class MemoryTransport:
     async def addresses(self) -> list[Multiaddr]:
         self._check_open()
         return [self._host.address()]
+
+    async def stats(self) -> dict[str, int]:
+        self._check_open()
+        return {"bytes_in": self._host.bytes_in, "bytes_out": self._host.bytes_out}
 
     async def close(self) -> None:
         if self._closed:

@@ -144,6 +144,11 @@ class P2P:
         """Those connected now."""
         return await self._transport.peers()
 
+    async def stats(self) -> dict[str, int]:
+        """Counters since the start, among them ``bytes_in`` and ``bytes_out``: all that was received from and sent to
+        other peers by this peer's daemon, without encryption and multiplexing."""
+        return await self._transport.stats()
+
     async def wait_for_at_least_n_peers(self, n_peers: int, attempts: int = 3, delay: float = 1) -> None:
         """Look ``attempts`` times, every ``delay`` seconds, whether at least ``n_peers`` are connected.
 

@@ -145,6 +145,11 @@ class Transport(Protocol):
         """Own visible addresses, each ending in ``/p2p/<own id>``."""
         ...
 
+    async def stats(self) -> dict[str, int]:
+        """Counters since the start. Every network has ``bytes_in`` and ``bytes_out``: what was received and sent on
+        streams and in calls, without encryption and multiplexing."""
+        ...
+
     async def close(self) -> None:
         """Leave the network: cancel handlers, reset streams. Idempotent and bounded."""
         ...
