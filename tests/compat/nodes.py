@@ -215,8 +215,10 @@ def check_round(
     weights: list[float],
     gathered: list[Any],
     tolerance: float = 1e-5,
-) -> None:
+) -> list[list[torch.Tensor]]:
     """Assert that a round ended with all members, everybody's data, and the weighted mean at every one.
+
+    :returns: everybody's tensors after the round
 
     :raises LegacyFault: all members of ours are right and one of 1.1.12 is not; or the round ended consistently for our
         members without one that is of 1.1.12: what is left out was told to nobody but it
@@ -235,6 +237,7 @@ def check_round(
     if ours and (missing := _left_out(members, results, before, weights, tolerance)) is not None:
         raise LegacyFault(f"the round ended without member {missing}, of 1.1.12")
     assert not problems, f"{problems}; all: {[_summary(result) for result in results]}"
+    return [result["tensors"] for result in results]
 
 
 def weighted_mean(tensors: list[list[torch.Tensor]], weights: list[float]) -> list[torch.Tensor]:

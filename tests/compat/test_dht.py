@@ -11,6 +11,7 @@ from tests.compat.nodes import Node, start_node
 from tests.compat.pairs import KINDS, Kind, other
 from tests.support.legacy_repeat import LegacyPeers, repeat_on_legacy_fault
 
+#: Up to 40 KB: what is over 64 KiB does not fit the pipe between the processes of 1.1.12 and ends its DHT.
 VALUES: list[Any] = [
     None,
     True,
@@ -25,7 +26,7 @@ VALUES: list[Any] = [
     (1, ("nested", b"tuple"), ()),
     {"key": {"inner": [1.0, (2,)]}, "k": b"v"},
     [(1, "mixed"), {"d": (b"x",)}],
-    "long " * 20_000,
+    "long " * 8_000,
 ]
 KEYS: list[Any] = ["text key", b"bytes key", ("tuple", 1), 5, "expert.3.5", ""]
 SUBKEYS: list[Any] = ["name", b"raw", 3, -1, ("a", 2), 1.5, True]
@@ -51,15 +52,15 @@ def test_plain_values(legacy: LegacyPeers, bootstrap: Kind) -> None:
     """Every type of value and of key, stored by either and read by the other, with its type."""
     with contextlib.ExitStack() as stack:
         nodes = pair(stack, legacy, bootstrap)
-        for writer, reader in (nodes, nodes[::-1]):
+        for turn, (writer, reader) in enumerate((nodes, nodes[::-1])):
             for number, value in enumerate(VALUES):
-                key = (KEYS[number % len(KEYS)], writer.kind, number)
+                key = (KEYS[number % len(KEYS)], turn, number)
                 assert writer.store(key, value, LIFETIME)
                 assert_same(reader.get(key), value)
             for key in KEYS:
-                assert writer.store(key, [writer.kind], LIFETIME if writer is nodes[0] else 2 * LIFETIME)
-                assert reader.get(key) == [writer.kind]
-            assert reader.get(("missing", writer.kind)) is None
+                assert writer.store(key, [turn], LIFETIME * (1 + turn))
+                assert reader.get(key) == [turn]
+            assert reader.get(("missing", turn)) is None
 
 
 @repeat_on_legacy_fault
@@ -84,9 +85,9 @@ def test_newer_wins(legacy: LegacyPeers, bootstrap: Kind) -> None:
     refused."""
     with contextlib.ExitStack() as stack:
         nodes = pair(stack, legacy, bootstrap)
-        for first, second in (nodes, nodes[::-1]):
+        for turn, (first, second) in enumerate((nodes, nodes[::-1])):
             for subkey in (None, "s"):
-                key = ("contested", first.kind, subkey)
+                key = ("contested", turn, subkey)
                 assert first.store(key, "old", LIFETIME, subkey=subkey)
                 assert second.store(key, "new", 2 * LIFETIME, subkey=subkey)
                 assert not first.store(key, "older", LIFETIME / 2, subkey=subkey)
