@@ -1,1 +1,3 @@
-"""Shared by all tests: nothing may outlive a test."""
+"""Shared by all tests: nothing may outlive a test (`tests.support.leaks`)."""
+
+pytest_plugins = ["tests.support.leaks"]
