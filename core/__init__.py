@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from hivemind.compression import deserialize_torch_tensor as deserialize_torch_tensor
     from hivemind.compression import serialize_torch_tensor as serialize_torch_tensor
     from hivemind.compression import split_for_streaming as split_for_streaming
+    from hivemind.dht import DEFAULT_NUM_WORKERS as DEFAULT_NUM_WORKERS
+    from hivemind.dht import DHT as DHT
+    from hivemind.dht import DHTID as DHTID
+    from hivemind.dht import CompositeValidator as CompositeValidator
+    from hivemind.dht import DHTNode as DHTNode
+    from hivemind.dht import DHTValue as DHTValue
+    from hivemind.dht import RecordValidatorBase as RecordValidatorBase
     from hivemind.errors import AllreduceException as AllreduceException
     from hivemind.errors import ConfigError as ConfigError
     from hivemind.errors import DeadlineExceeded as DeadlineExceeded
@@ -68,6 +75,15 @@ _HOMES = {
         "deserialize_torch_tensor",
         "serialize_torch_tensor",
         "split_for_streaming",
+    ),
+    "hivemind.dht": (
+        "DEFAULT_NUM_WORKERS",
+        "DHT",
+        "DHTID",
+        "CompositeValidator",
+        "DHTNode",
+        "DHTValue",
+        "RecordValidatorBase",
     ),
     "hivemind.errors": (
         "AllreduceException",

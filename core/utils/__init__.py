@@ -11,6 +11,7 @@ from hivemind.lazy import lazy_names
 
 if TYPE_CHECKING:
     from hivemind.utils import asyncio as asyncio
+    from hivemind.utils import crypto as crypto
     from hivemind.utils import logging as logging
     from hivemind.utils import mpfuture as mpfuture
     from hivemind.utils import performance_ema as performance_ema
@@ -55,4 +56,6 @@ _HOMES = {
 
 __all__ = [name for names in _HOMES.values() for name in names]
 
-__getattr__, __dir__ = lazy_names(__name__, _HOMES, [module.rpartition(".")[2] for module in _HOMES])
+_SUBMODULES = [module.rpartition(".")[2] for module in _HOMES]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, ["crypto", *_SUBMODULES])

@@ -17,7 +17,7 @@ import hivemind.utils
 #: Names that hivemind 1.1 documents at these places, as far as they are built.
 PUBLIC = {
     "hivemind": (
-        "P2P P2PContext P2PHandlerError PeerID PeerInfo get_dht_time get_logger use_hivemind_log_handler "
+        "DHT P2P P2PContext P2PHandlerError PeerID PeerInfo get_dht_time get_logger use_hivemind_log_handler "
         "Float16Compression NoCompression SizeAdaptiveCompression RoleAdaptiveCompression PerTensorCompression "
         "MSGPackSerializer ValueWithExpiration TimedStorage averaging compression dht optim p2p proto utils __version__"
     ),
@@ -26,12 +26,14 @@ PUBLIC = {
         "NoCompression TensorRole Float16Compression deserialize_tensor_stream deserialize_torch_tensor "
         "serialize_torch_tensor"
     ),
+    "hivemind.dht": "DHT DHTNode DHTID DHTValue DEFAULT_NUM_WORKERS CompositeValidator RecordValidatorBase",
     "hivemind.p2p": "P2P P2PContext P2PDaemonError P2PHandlerError PeerID PeerInfo ServicerBase StubBase",
     "hivemind.utils": (
         "get_dht_time get_logger use_hivemind_log_handler MSGPackSerializer SerializerBase TimedStorage "
         "ValueWithExpiration DHTExpiration MAX_DHT_TIME_DISCREPANCY_SECONDS MPFuture PerformanceEMA TensorDescriptor "
         "combine_from_streaming split_for_streaming as_aiter cancel_and_wait logging timed_storage serializer"
     ),
+    "hivemind.utils.crypto": "RSAPrivateKey RSAPublicKey",
     "hivemind.utils.logging": "get_logger use_hivemind_log_handler loglevel",
     "hivemind.utils.timed_storage": "get_dht_time ValueWithExpiration TimedStorage DHTExpiration",
     "hivemind.proto": "auth_pb2 averaging_pb2 crypto_pb2 dht_pb2 p2pd_pb2 runtime_pb2 test_pb2",
