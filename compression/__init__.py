@@ -4,7 +4,7 @@
 * `floating`: half precision; * `adaptive`: strategies that choose a codec by size, role or key;
 * `registry`: which codec reads which ``CompressionType``;
 * `spec`: descriptors of tensors;
-* `wire`: tensors from and to messages and streams of messages, with every check on hostile input.
+* `wire`: tensors from and to messages and streams of messages.
 """
 
 from hivemind.compression.adaptive import (
@@ -13,13 +13,12 @@ from hivemind.compression.adaptive import (
     RoleAdaptiveCompression,
     SizeAdaptiveCompression,
 )
-from hivemind.compression.base import CompressionBase, CompressionInfo, Key, NoCompression, TensorRole
+from hivemind.compression.base import CompressionBase, CompressionInfo, Key, NoCompression, TensorRole, read_header
 from hivemind.compression.floating import Float16Compression
 from hivemind.compression.registry import codec_for
 from hivemind.compression.spec import TensorDescriptor
 from hivemind.compression.wire import (
     DEFAULT_CHUNK_BYTES,
-    check_tensor_message,
     combine_from_streaming,
     deserialize_tensor_stream,
     deserialize_torch_tensor,
@@ -40,11 +39,11 @@ __all__ = [
     "SizeAdaptiveCompression",
     "TensorDescriptor",
     "TensorRole",
-    "check_tensor_message",
     "codec_for",
     "combine_from_streaming",
     "deserialize_tensor_stream",
     "deserialize_torch_tensor",
+    "read_header",
     "serialize_torch_tensor",
     "split_for_streaming",
 ]

@@ -1,13 +1,15 @@
 """The interface of codecs, and the codec that changes nothing.
 
 A codec turns a tensor into one ``Tensor`` message and back (hivemind 1.1 wire format, "Tensor message"). It works on
-the tensor's own device; only the encoded bytes are brought to the CPU. Codecs are immutable and thread-safe. What a
-peer sent is checked by `hivemind.compression.wire` before a codec sees it. Hosts are little-endian, as the wire is.
+the tensor's own device; only the encoded bytes are brought to the CPU. Codecs are immutable and thread-safe. A message
+comes from another peer: dtype, shape and buffer are checked against each other before memory is set aside. Hosts are
+little-endian, as the wire is.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
@@ -17,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 
 from hivemind.compression.spec import TensorDescriptor
-from hivemind.errors import SerializationError
+from hivemind.errors import SerializationError, TensorLengthError
 from hivemind.proto import runtime_pb2
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "bits_per_element",
     "dtype_name",
     "from_bytes",
+    "read_header",
     "to_bytes",
 ]
 
@@ -56,6 +59,11 @@ WIRE_DTYPES: dict[str, torch.dtype] = {
     "complex128": torch.complex128,
 }
 _NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
+
+#: More dimensions than any tensor operation of torch takes.
+MAX_DIMENSIONS = 64
+#: Elements in one tensor; also bounds the strides of tensors that have no elements.
+MAX_ELEMENTS = 2**48
 
 
 class TensorRole(enum.Enum):
@@ -111,12 +119,19 @@ class CompressionBase(ABC):
         :raises SerializationError: if the codec cannot carry this dtype
         """
 
-    @abstractmethod
     def extract(self, serialized_tensor: runtime_pb2.Tensor) -> torch.Tensor:
-        """Decode a message that `hivemind.compression.wire.check_tensor_message` has passed.
+        """Decode a message of this codec, whoever sent it.
 
         :returns: a CPU tensor of the message's shape and dtype, with memory of its own
+        :raises SerializationError: if dtype, shape and buffer do not fit each other or this codec
         """
+        shape, dtype = read_header(serialized_tensor)
+        lengths, buffer = self.buffer_lengths(shape.numel(), dtype), serialized_tensor.buffer
+        if len(buffer) not in lengths:
+            raise TensorLengthError(
+                f"a {dtype_name(dtype)} tensor of shape {tuple(shape)} came with {len(buffer)} bytes, not {lengths[0]}"
+            )
+        return self.decode(buffer, dtype, shape)
 
     @abstractmethod
     def estimate_compression_ratio(self, info: CompressionInfo) -> float:
@@ -128,6 +143,10 @@ class CompressionBase(ABC):
 
         :raises SerializationError: if this codec does not carry ``dtype``
         """
+        raise SerializationError(f"{type(self).__name__} reads no messages")
+
+    def decode(self, buffer: bytes, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+        """The tensor of a buffer of valid length."""
         raise SerializationError(f"{type(self).__name__} reads no messages")
 
 
@@ -147,14 +166,12 @@ class NoCompression(CompressionBase):
             dtype=name,
         )
 
-    def extract(self, serialized_tensor: runtime_pb2.Tensor) -> torch.Tensor:
-        dtype, shape = WIRE_DTYPES[serialized_tensor.dtype], tuple(serialized_tensor.size)
-        data = serialized_tensor.buffer
+    def decode(self, buffer: bytes, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
         if dtype == torch.bool:  # from bytes, as a byte that is neither 0 nor 1 is no valid bool in memory
-            return from_bytes(data, torch.uint8).ne(0).reshape(shape)
-        if dtype == torch.bfloat16 and len(data) == 4 * torch.Size(shape).numel():
-            return from_bytes(data, torch.float32).to(torch.bfloat16).reshape(shape)
-        return from_bytes(data, dtype).reshape(shape)
+            return from_bytes(buffer, torch.uint8).ne(0).reshape(shape)
+        if dtype == torch.bfloat16 and len(buffer) == 4 * shape.numel():
+            return from_bytes(buffer, torch.float32).to(torch.bfloat16).reshape(shape)
+        return from_bytes(buffer, dtype).reshape(shape)
 
     def estimate_compression_ratio(self, info: CompressionInfo) -> float:
         return 1.0
@@ -162,6 +179,24 @@ class NoCompression(CompressionBase):
     def buffer_lengths(self, elements: int, dtype: torch.dtype) -> Sequence[int]:
         length = elements * dtype.itemsize
         return (length, 2 * length) if dtype == torch.bfloat16 else (length,)
+
+
+def read_header(message: runtime_pb2.Tensor) -> tuple[torch.Size, torch.dtype]:
+    """Shape and dtype of a message, checked; allocates nothing and does not look at the buffer.
+
+    :raises SerializationError: if one of them is not allowed
+    """
+    dtype = WIRE_DTYPES.get(message.dtype)
+    if dtype is None:
+        raise SerializationError(f"dtype: got {message.dtype[:32]!r}, allowed: {', '.join(WIRE_DTYPES)}")
+    if message.requires_grad and not (dtype.is_floating_point or dtype.is_complex):
+        raise SerializationError(f"a {message.dtype} tensor cannot require a gradient")
+    size = message.size
+    if len(size) > MAX_DIMENSIONS or math.prod(max(1, length) for length in size) > MAX_ELEMENTS:
+        raise SerializationError(
+            f"shape: got {len(size)} dimensions, allowed: {MAX_DIMENSIONS} dimensions, {MAX_ELEMENTS} elements"
+        )
+    return torch.Size(size), dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:

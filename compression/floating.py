@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from hivemind.compression.base import (
-    WIRE_DTYPES,
     CompressionBase,
     CompressionInfo,
     bits_per_element,
@@ -43,9 +42,8 @@ class Float16Compression(CompressionBase):
             dtype=dtype_name(tensor.dtype),
         )
 
-    def extract(self, serialized_tensor: runtime_pb2.Tensor) -> torch.Tensor:
-        values = from_bytes(serialized_tensor.buffer, torch.float16)
-        return values.to(WIRE_DTYPES[serialized_tensor.dtype]).reshape(tuple(serialized_tensor.size))
+    def decode(self, buffer: bytes, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+        return from_bytes(buffer, torch.float16).to(dtype).reshape(shape)
 
     def estimate_compression_ratio(self, info: CompressionInfo) -> float:
         return 16 / bits_per_element(info)

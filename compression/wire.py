@@ -1,25 +1,24 @@
 """Tensors from and to messages and streams of messages.
 
-Everything in a message comes from another peer: dtype, shape and buffer are checked against each other before memory is
-set aside, and every failure is a `SerializationError`. Functions are pure and thread-safe.
+Messages come from other peers: what is wrong with one is a `SerializationError`, found before memory is set aside for
+it. Functions are pure and thread-safe.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import torch
 
-from hivemind.compression.base import WIRE_DTYPES, CompressionInfo
+from hivemind.compression.base import CompressionInfo, read_header
 from hivemind.compression.registry import codec_for
 from hivemind.errors import ConfigError, SerializationError, TensorLengthError
 from hivemind.proto import runtime_pb2
 
 __all__ = [
     "DEFAULT_CHUNK_BYTES",
-    "check_tensor_message",
     "combine_from_streaming",
     "deserialize_tensor_stream",
     "deserialize_torch_tensor",
@@ -29,10 +28,6 @@ __all__ = [
 
 #: Bytes of buffer per message when a tensor is split for a stream.
 DEFAULT_CHUNK_BYTES = 2**16
-#: More dimensions than any tensor operation of torch takes.
-MAX_DIMENSIONS = 64
-#: Elements in one tensor; also bounds the strides of tensors that have no elements.
-MAX_ELEMENTS = 2**48
 
 
 def serialize_torch_tensor(
@@ -55,20 +50,6 @@ def serialize_torch_tensor(
     return message
 
 
-def check_tensor_message(message: runtime_pb2.Tensor) -> torch.Size:
-    """Check a whole message; it can then be decoded.
-
-    :returns: the shape
-    :raises SerializationError: if codec, dtype, shape and buffer do not fit each other
-    """
-    shape, lengths = _check_header(message)
-    if len(message.buffer) not in lengths:
-        raise TensorLengthError(
-            f"a {message.dtype} tensor of shape {tuple(shape)} came with {len(message.buffer)} bytes, not {lengths[0]}"
-        )
-    return shape
-
-
 def deserialize_torch_tensor(serialized_tensor: runtime_pb2.Tensor) -> torch.Tensor:
     """Decode one message.
 
@@ -76,7 +57,6 @@ def deserialize_torch_tensor(serialized_tensor: runtime_pb2.Tensor) -> torch.Ten
     :raises SerializationError: if the message is malformed; `TensorLengthError` (which is a ``RuntimeError`` too, as in
         hivemind 1.1) if its buffer is too short or too long
     """
-    check_tensor_message(serialized_tensor)
     tensor = codec_for(serialized_tensor.compression).extract(serialized_tensor)
     return tensor.requires_grad_() if serialized_tensor.requires_grad else tensor
 
@@ -158,7 +138,8 @@ class _Assembly:
     def add(self, chunk: runtime_pb2.Tensor) -> None:
         if self._head is None:
             self._head = chunk
-            self._most = _check_header(chunk)[1][-1]
+            shape, dtype = read_header(chunk)
+            self._most = codec_for(chunk.compression).buffer_lengths(shape.numel(), dtype)[-1]
         elif chunk.dtype:
             raise SerializationError("a second tensor begins among the chunks of one")
         buffer = chunk.buffer
@@ -177,17 +158,3 @@ class _Assembly:
             dtype=self._head.dtype,
             requires_grad=self._head.requires_grad,
         )
-
-
-def _check_header(message: runtime_pb2.Tensor) -> tuple[torch.Size, Sequence[int]]:
-    """Shape, and the valid lengths of the buffer."""
-    dtype = WIRE_DTYPES.get(message.dtype)
-    if dtype is None:
-        raise SerializationError(f"dtype: got {message.dtype[:32]!r}, allowed: {', '.join(WIRE_DTYPES)}")
-    if message.requires_grad and not (dtype.is_floating_point or dtype.is_complex):
-        raise SerializationError(f"a {message.dtype} tensor cannot require a gradient")
-    size = message.size
-    if len(size) > MAX_DIMENSIONS or math.prod(max(1, length) for length in size) > MAX_ELEMENTS:
-        raise SerializationError(f"shape: got {len(size)} dimensions with over {MAX_ELEMENTS} elements or too many")
-    shape = torch.Size(size)
-    return shape, codec_for(message.compression).buffer_lengths(shape.numel(), dtype)
