@@ -36,6 +36,9 @@ type client struct {
 	write sync.Mutex
 
 	mu      sync.Mutex
+	granted sync.Cond             // mu: spent or over changed
+	spent   map[uint32]int        // mu: credit in use by stream
+	over    map[uint32]bool       // mu: streams that were RESET
 	streams map[uint32]chan event // frames of streams and answers, in order
 	accepts chan event
 	ended   chan struct{}
@@ -60,8 +63,9 @@ const requestBase = 1 << 31 // request numbers apart from stream numbers, to sha
 func newClient(t *testing.T, sock net.Conn) *client {
 	c := &client{
 		t: t, sock: sock, streams: make(map[uint32]chan event), accepts: make(chan event, 4096), ended: make(chan struct{}),
-		nextID: 1, nextReq: requestBase,
+		nextID: 1, nextReq: requestBase, spent: make(map[uint32]int), over: make(map[uint32]bool),
 	}
+	c.granted.L = &c.mu
 	go c.read()
 	t.Cleanup(func() { sock.Close() })
 	return c
@@ -87,7 +91,20 @@ func (c *client) read() {
 			c.accepts <- ev
 			continue
 		}
-		if h.kind == typeData && !c.manual {
+		c.mu.Lock()
+		manual := c.manual
+		switch h.kind {
+		case typeWindow:
+			c.spent[h.stream] -= int(h.aux)
+		case typeReset:
+			c.over[h.stream] = true
+		}
+		c.granted.Broadcast()
+		c.mu.Unlock()
+		if h.kind == typeWindow {
+			continue
+		}
+		if h.kind == typeData && !manual {
 			c.send(header{kind: typeWindow, stream: h.stream, aux: h.length}, nil)
 		}
 		c.channel(h.stream) <- ev
@@ -171,14 +188,20 @@ func (c *client) open(p peer.ID, name string, mode Mode, timeout time.Duration, 
 	payload := appendTarget(nil, &target{peer: []byte(p), name: name})
 	if first != nil {
 		h.flags = flagFirst
+		c.mu.Lock()
+		c.spent[id] += len(first)
+		c.mu.Unlock()
 		payload = append(payload, first...)
 	}
 	c.send(h, payload)
 	return id
 }
 
-// message sends a message in frames.
+// message sends a message in frames; the credit must suffice.
 func (c *client) message(id uint32, message []byte, flags uint8) {
+	c.mu.Lock()
+	c.spent[id] += len(message)
+	c.mu.Unlock()
 	for first := true; first || len(message) > 0; first = false {
 		n := min(len(message), MaxPayload)
 		c.send(header{kind: typeData, flags: flags, stream: id, aux: uint32(len(message))}, message[:n])
@@ -192,7 +215,7 @@ func (c *client) receive(id uint32) (message []byte, isError, fin bool, fault *F
 	for {
 		ev := c.next(id)
 		switch ev.kind {
-		case typeOpened, typeWindow:
+		case typeOpened:
 			continue
 		case typeFin:
 			return nil, false, true, nil
@@ -256,27 +279,34 @@ func (c *client) call(p peer.ID, name string, request []byte) (answer []byte, is
 	return answer, isError, fault
 }
 
-// sendAll sends a message of any size within the credit, with the grants it reads from the stream.
+// sendAll sends a message of any size as the daemon grants credit, or until the stream has ended.
 func (c *client) sendAll(id uint32, message []byte) {
-	c.t.Helper()
-	credit := Window
+	if len(message) == 0 {
+		c.message(id, nil, 0)
+	}
 	for len(message) > 0 {
-		n := min(len(message), MaxPayload, credit)
-		if n > 0 {
-			c.send(header{kind: typeData, stream: id, aux: uint32(len(message))}, message[:n])
-			message, credit = message[n:], credit-n
-			continue
-		}
-		ev := c.next(id)
-		switch ev.kind {
-		case typeWindow:
-			credit += int(ev.aux)
-		case typeOpened:
-		default:
-			c.channel(id) <- ev // the stream has ended: its end is read by receive
+		n := c.takeCredit(id, min(len(message), MaxPayload))
+		if n == 0 {
 			return
 		}
+		c.send(header{kind: typeData, stream: id, aux: uint32(len(message))}, message[:n])
+		message = message[n:]
 	}
+}
+
+// takeCredit waits for credit of a stream; 0 means that the stream or the connection has ended.
+func (c *client) takeCredit(id uint32, want int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.spent[id] >= Window && !c.over[id] {
+		c.granted.Wait()
+	}
+	n := min(want, Window-c.spent[id])
+	if c.over[id] {
+		return 0
+	}
+	c.spent[id] += n
+	return n
 }
 
 // daemon is a node with a server and an owner's client.
@@ -350,10 +380,26 @@ func socketPair(t *testing.T) (a, b net.Conn) {
 func startPair(t *testing.T) (a, b *daemon) {
 	t.Helper()
 	a, b = startDaemon(t, nil), startDaemon(t, nil)
-	a.must(map[string]any{"op": "connect", "peer": b.node.ID().String(), "addrs": Texts(b.node.Addrs()), "timeout": 20})
+	a.meet(b)
 	return a, b
 }
 
 func pattern(n int) []byte {
 	return bytes.Repeat([]byte("hivemind"), n/8+1)[:n]
+}
+
+// meet connects a to b.
+func (d *daemon) meet(other *daemon) {
+	d.t.Helper()
+	d.must(map[string]any{
+		"op": "connect", "peer": other.node.ID().String(), "addrs": Texts(other.node.Addrs()), "timeout": patience.Seconds(),
+	})
+}
+
+func peerAddr(d *daemon) peer.AddrInfo {
+	infos, err := peer.AddrInfosFromP2pAddrs(d.node.Addrs()...)
+	if err != nil || len(infos) != 1 {
+		d.t.Fatalf("own addresses %v: %v", d.node.Addrs(), err)
+	}
+	return infos[0]
 }

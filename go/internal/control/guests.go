@@ -10,9 +10,10 @@ import (
 )
 
 // ServeGuests accepts connections of other processes of this user at path until the server closes. The folder of path is
-// made with mode 0700, and must have no more than that if it exists.
+// made with mode 0700 and then removed at the end; it must have no more than that mode if it exists.
 func (srv *Server) ServeGuests(path string) error {
 	folder := filepath.Dir(path)
+	_, missing := os.Stat(folder)
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return err
 	}
@@ -33,6 +34,9 @@ func (srv *Server) ServeGuests(path string) error {
 	}
 	srv.mu.Lock()
 	srv.guests = listener
+	if missing != nil {
+		srv.guestFolder = folder
+	}
 	srv.mu.Unlock()
 	go srv.acceptGuests(listener)
 	return nil

@@ -95,12 +95,12 @@ func (srv *Server) receiveMessages(s *stream, ns *netStream, caller bool) error 
 			continue
 		}
 		text, err := readRPCError(ns, size)
+		if !caller && (err == nil || errors.Is(err, wire.ErrMalformed)) {
+			s.fin() // whatever the caller's error holds
+			return nil
+		}
 		if err != nil {
 			return err
-		}
-		if !caller {
-			s.fin()
-			return nil
 		}
 		return &remoteError{text}
 	}

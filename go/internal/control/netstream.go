@@ -13,6 +13,25 @@ import (
 type netStream struct {
 	network.Stream
 	in *bufio.Reader
+	// bounded: a write that makes no progress for stallTimeout fails.
+	bounded bool
+}
+
+// Write implements io.Writer.
+func (s *netStream) Write(p []byte) (int, error) {
+	if s.bounded {
+		_ = s.SetWriteDeadline(time.Now().Add(stallTimeout))
+	}
+	return s.Stream.Write(p)
+}
+
+// boundedReader reads the stream through its buffer; a read that makes no progress for stallTimeout fails.
+type boundedReader struct{ *netStream }
+
+// Read implements io.Reader.
+func (r boundedReader) Read(p []byte) (int, error) {
+	_ = r.SetReadDeadline(time.Now().Add(stallTimeout))
+	return r.in.Read(p)
 }
 
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 4<<10) }}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,8 @@ type Server struct {
 	mu      sync.Mutex
 	closing bool // mu: no new connections and streams
 	guests  net.Listener
+	// guestFolder was made for the guests' socket, and goes with it; "" if it was there.
+	guestFolder string
 	conns   sync.WaitGroup
 	serving sync.WaitGroup // streams that peers opened
 	active  atomic.Int64   // streams of all connections
@@ -78,10 +81,13 @@ func (srv *Server) ServeConn(sock net.Conn, owner bool) {
 func (srv *Server) Drain(ctx context.Context) {
 	srv.mu.Lock()
 	srv.closing = true
-	guests := srv.guests
+	guests, folder := srv.guests, srv.guestFolder
 	srv.mu.Unlock()
 	if guests != nil {
 		guests.Close()
+		if folder != "" {
+			_ = os.Remove(folder) // not if somebody put something there
+		}
 	}
 	srv.registry.close()
 	ticker := time.NewTicker(5 * time.Millisecond)

@@ -19,6 +19,8 @@ type Stats struct {
 	StreamsIn  int64  `json:"streams_in"`  // streams of peers
 	InFlight   int64  `json:"in_flight"`   // calls and streams under way
 	Peers      int    `json:"peers"`       // connected peers
+	BytesIn    int64  `json:"bytes_in"`    // received on streams, those of the library's own services included
+	BytesOut   int64  `json:"bytes_out"`   // sent on streams, likewise
 	Goroutines int    `json:"goroutines"`
 	Heap       uint64 `json:"heap"` // memory of live and dead objects
 	System     uint64 `json:"system"`
@@ -27,10 +29,12 @@ type Stats struct {
 func (srv *Server) stats() *Stats {
 	var memory runtime.MemStats
 	runtime.ReadMemStats(&memory)
+	in, out := srv.network.Traffic()
 	return &Stats{
 		UnaryOut: srv.counters.unaryOut.Load(), UnaryIn: srv.counters.unaryIn.Load(),
 		StreamsOut: srv.counters.streamsOut.Load(), StreamsIn: srv.counters.streamsIn.Load(),
 		InFlight: srv.active.Load(), Peers: len(srv.network.Peers()),
+		BytesIn: in, BytesOut: out,
 		Goroutines: runtime.NumGoroutine(), Heap: memory.HeapAlloc, System: memory.Sys,
 	}
 }

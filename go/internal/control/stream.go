@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -31,6 +32,7 @@ type stream struct {
 	inbox     []item // mu: frames from the client in order
 	allowance int    // mu: bytes the client may still send
 	credit    int    // mu: bytes this side may still send
+	empties   int    // mu: empty messages sent since the last grant
 
 	arrived chan struct{} // signals a change of inbox
 	granted chan struct{} // signals a change of credit
@@ -112,6 +114,9 @@ func (s *stream) grant(n uint32) error {
 		return fmt.Errorf("%w: stream %d was granted more than %d bytes", errProtocol, s.id, most)
 	}
 	s.credit += int(n)
+	if n > 0 {
+		s.empties = 0
+	}
 	signal(s.granted)
 	return nil
 }
@@ -150,6 +155,11 @@ func (s *stream) awaitCredit() error {
 
 // relay sends one message of size bytes from r to the client, in pieces as they come. An error of r comes as readError.
 func (s *stream) relay(r io.Reader, size int, flags uint8) error {
+	if size == 0 {
+		if err := s.paceEmpty(); err != nil {
+			return err
+		}
+	}
 	toCome := size
 	for first := true; first || toCome > 0; first = false {
 		n := min(toCome, MaxPayload)
@@ -171,6 +181,29 @@ func (s *stream) relay(r io.Reader, size int, flags uint8) error {
 		toCome -= n
 	}
 	return nil
+}
+
+// Empty messages use no credit. After emptyBurst of them without a grant in between, one goes in emptyPace: a peer that floods a
+// client with nothing must not fill its memory.
+const (
+	emptyBurst = 256
+	emptyPace  = time.Millisecond
+)
+
+func (s *stream) paceEmpty() error {
+	s.mu.Lock()
+	s.empties++
+	pace := s.empties > emptyBurst
+	s.mu.Unlock()
+	if !pace {
+		return nil
+	}
+	select {
+	case <-time.After(emptyPace):
+		return nil
+	case <-s.ctx.Done():
+		return context.Cause(s.ctx)
+	}
 }
 
 // readError is an error of the network stream, not of the client's side.
@@ -215,10 +248,19 @@ func (s *stream) over(cause error) {
 	s.mu.Unlock()
 }
 
+// withDetail adds to a deadline's text what was being waited for.
+func withDetail(cause, err error) error {
+	var fault *Fault
+	if errors.As(cause, &fault) && fault.Code == CodeDeadline && errors.Is(err, context.Canceled) {
+		return faultf(CodeDeadline, "%s: %s", fault.Text, err)
+	}
+	return cause
+}
+
 // fail ends the stream with a RESET, unless it was the client that ended it.
 func (s *stream) fail(err error) {
 	if cause := context.Cause(s.ctx); cause != nil {
-		err = cause
+		err = withDetail(cause, err)
 	}
 	if err != errClientReset && err != errClientGone && err != errFinished { //nolint:errorlint // bare sentinels of this package
 		s.reset(faultOf(err))

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/rand"
 	"errors"
@@ -81,6 +80,7 @@ func (srv *Server) receiveAnswer(s *stream, ns *netStream) error {
 
 // serveUnary answers a unary call that a peer makes. The name in the envelope decides, as in hivemind 1.1.
 func (srv *Server) serveUnary(ns *netStream) error {
+	ns.bounded = true
 	_ = ns.SetReadDeadline(time.Now().Add(stallTimeout))
 	size, err := readSize(ns, srv.limits.MaxUnary)
 	if err != nil {
@@ -123,9 +123,9 @@ func readRequest(ns *netStream, size int) (wire.Request, io.Reader, int, error) 
 	req, used, ok := wire.SplitRequest(head, size)
 	if ok {
 		_, _ = ns.in.Discard(used) // it was peeked
-		return req, ns.in, size - used, nil
+		return req, boundedReader{ns}, size - used, nil
 	}
-	message, err := readWhole(ns.in, size)
+	message, err := readWhole(boundedReader{ns}, size)
 	if err != nil {
 		return wire.Request{}, nil, 0, readFault(ns, err)
 	}
@@ -198,7 +198,6 @@ func sendHandlerAnswer(s *stream, ns *netStream, limit int64, callID [wire.CallI
 		res.IsError = true
 		return sendAnswer(ns, &res, oversize)
 	}
-	_ = ns.SetWriteDeadline(time.Now().Add(stallTimeout))
 	head := wire.AppendResponse(make([]byte, 0, headRoom(first)), &res, size)
 	return s.sendMessage(ns, head, first)
 }
@@ -207,7 +206,6 @@ func sendHandlerAnswer(s *stream, ns *netStream, limit int64, callID [wire.CallI
 const oversize = "response size exceeds message size limit"
 
 func sendAnswer(ns *netStream, res *wire.Response, text string) error {
-	_ = ns.SetWriteDeadline(time.Now().Add(stallTimeout))
 	answer := append(wire.AppendResponse(nil, res, len(text)), text...)
 	if _, err := ns.Write(answer); err != nil {
 		return streamFault(ns, err)
@@ -309,7 +307,7 @@ func readSize(ns *netStream, limit int64) (int, error) {
 }
 
 // readWhole reads a message into memory that grows as it comes, as its announced size may be a lie.
-func readWhole(in *bufio.Reader, size int) ([]byte, error) {
+func readWhole(in io.Reader, size int) ([]byte, error) {
 	var message bytes.Buffer
 	n, err := io.Copy(&message, io.LimitReader(in, int64(size)))
 	if err == nil && n < int64(size) {

@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	// queueLimit bounds the DATA bytes that wait in a writer; streams block at it, so slow clients slow their peers.
+	// queueLimit bounds the bytes that wait in a writer; streams block at it, so slow clients slow their peers.
 	queueLimit = 2 << 20
 	// batchBytes bounds one system call.
 	batchBytes = 1 << 20
@@ -29,7 +29,7 @@ type writer struct {
 	mu     sync.Mutex
 	room   sync.Cond // mu: queued shrank, or err set
 	queue  []frame   // mu
-	queued int       // mu: payload bytes in queue
+	queued int       // mu: bytes in queue
 	err    error     // mu: why nothing more is sent
 	wake   chan struct{}
 	done   chan struct{} // closed when the goroutine has ended
@@ -68,7 +68,7 @@ func (w *writer) push(f frame) bool {
 	}
 	f.head.length = uint32(len(f.payload))
 	w.queue = append(w.queue, f)
-	w.queued += len(f.payload)
+	w.queued += headSize + len(f.payload)
 	if len(w.queue) == 1 {
 		select {
 		case w.wake <- struct{}{}:

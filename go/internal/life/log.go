@@ -89,6 +89,8 @@ func SetUpLogs(out *LogWriter, level slog.Level) *slog.Logger {
 	})
 	golog.SetPrimaryCore(zapcore.NewCore(encoder, out, zapLevel(level)))
 	golog.SetAllLoggers(golog.LogLevel(zapLevel(level)))
+	// A peer that is alone, as the first of a swarm is, cannot refresh its routing table: no reason for a warning.
+	_ = golog.SetLogLevel("dht/RtRefreshManager", "error")
 	return log
 }
 

@@ -42,7 +42,7 @@ const (
 )
 
 // newHost makes a libp2p host that listens and dials as configured.
-func newHost(cfg *config.Config, key crypto.PrivKey) (host.Host, error) {
+func newHost(cfg *config.Config, key crypto.PrivKey, counter *traffic) (host.Host, error) {
 	limits, err := resourceManager()
 	if err != nil {
 		return nil, fmt.Errorf("resource limits: %w", err)
@@ -57,6 +57,7 @@ func newHost(cfg *config.Config, key crypto.PrivKey) (host.Host, error) {
 		libp2p.ResourceManager(limits),
 		libp2p.ConnectionManager(manager),
 		libp2p.DisableMetrics(),
+		libp2p.BandwidthReporter(counter),
 		libp2p.DialRanker(rankDials),
 		libp2p.WithDialTimeout(cfg.DialTimeout.Duration()),
 		libp2p.Muxer(yamux.ID, muxer()),
@@ -66,7 +67,11 @@ func newHost(cfg *config.Config, key crypto.PrivKey) (host.Host, error) {
 	options = append(options, securityOptions(cfg)...)
 	options = append(options, addressOptions(cfg)...)
 	options = append(options, traversalOptions(cfg)...)
-	return libp2p.New(options...)
+	h, err := libp2p.New(options...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrListen, err)
+	}
+	return h, nil
 }
 
 func muxer() *yamux.Transport {

@@ -37,6 +37,7 @@ type Node struct {
 	routed  host.Host    // finds missing addresses by the routing first
 	routing *dht.IpfsDHT // nil if off
 	log     *slog.Logger
+	traffic *traffic
 
 	background sync.WaitGroup // the bootstrap loop
 	ctx        context.Context
@@ -49,11 +50,12 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, erro
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}
-	h, err := newHost(cfg, key)
+	counter := &traffic{}
+	h, err := newHost(cfg, key, counter)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrListen, err)
+		return nil, err
 	}
-	n := &Node{host: h, routed: h, log: log}
+	n := &Node{host: h, routed: h, log: log, traffic: counter}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	if err := n.start(ctx, cfg); err != nil {
 		n.Close()
@@ -115,7 +117,7 @@ func (n *Node) Connect(ctx context.Context, p peer.AddrInfo) error {
 		h = n.host // a peer's own addresses are the newest: no search for others
 	}
 	if err := h.Connect(allowRelayed(ctx), p); err != nil {
-		return classifyConnect(p.ID, contextOr(ctx, err))
+		return classifyConnect(p.ID, n.contextOr(ctx, p.ID, err))
 	}
 	n.awaitRouting(ctx, p.ID)
 	return nil
@@ -158,7 +160,7 @@ func (n *Node) Open(ctx context.Context, p peer.ID, handler string) (network.Str
 	defer cancel()
 	stream, err := n.routed.NewStream(allowRelayed(ctx), p, protocol.ID(handler))
 	if err != nil {
-		return nil, classifyOpen(p, handler, contextOr(ctx, err))
+		return nil, classifyOpen(p, handler, n.contextOr(ctx, p, err))
 	}
 	return stream, nil
 }
@@ -186,10 +188,14 @@ func allowRelayed(ctx context.Context) context.Context {
 	return network.WithAllowLimitedConn(ctx, "p2pd")
 }
 
-// contextOr returns the context's error if it has ended, as the libraries wrap or hide it.
-func contextOr(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return errors.Join(ctx.Err(), err)
+// contextOr returns the context's error if it has ended, which hides what the dials have met: the addresses are named then.
+func (n *Node) contextOr(ctx context.Context, p peer.ID, err error) error {
+	if ctx.Err() == nil {
+		return err
 	}
-	return err
+	addrs := n.host.Peerstore().Addrs(p)
+	if n.Connected(p) || len(addrs) == 0 {
+		return fmt.Errorf("%w: %s", ctx.Err(), p)
+	}
+	return fmt.Errorf("%w: no answer from %s at %v", ctx.Err(), p, addrs)
 }

@@ -8,6 +8,7 @@ import (
 	dht "github.com/libp2p/go-libp2p-kad-dht"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/core/routing"
 	routedhost "github.com/libp2p/go-libp2p/p2p/host/routed"
 
 	"hivemind/p2pd/internal/config"
@@ -24,9 +25,13 @@ type boundedRouting struct{ routing *dht.IpfsDHT }
 
 // FindPeer implements routedhost.Routing.
 func (r *boundedRouting) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	bounded, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	return r.routing.FindPeer(ctx, p)
+	info, err := r.routing.FindPeer(bounded, p)
+	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
+		err = routing.ErrNotFound
+	}
+	return info, err
 }
 
 func (n *Node) startRouting(cfg *config.Config, peers []peer.AddrInfo) error {
@@ -42,12 +47,12 @@ func (n *Node) startRouting(cfg *config.Config, peers []peer.AddrInfo) error {
 		mode = dht.ModeAuto
 	}
 	// Defaults otherwise: k = 20, alpha = 10, resiliency 3, no filter of addresses.
-	routing, err := dht.New(n.host, dht.Mode(mode), dht.BootstrapPeers(peers...))
+	kad, err := dht.New(n.host, dht.Mode(mode), dht.BootstrapPeers(peers...))
 	if err != nil {
 		return fmt.Errorf("kademlia routing: %w", err)
 	}
-	n.routing = routing
-	n.routed = routedhost.Wrap(n.host, &boundedRouting{routing})
+	n.routing = kad
+	n.routed = routedhost.Wrap(n.host, &boundedRouting{kad})
 	return nil
 }
 
@@ -65,7 +70,7 @@ func (n *Node) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
 	}
 	info, err := n.routing.FindPeer(ctx, p)
 	if err != nil {
-		return info, classifyConnect(p, contextOr(ctx, err))
+		return info, classifyConnect(p, n.contextOr(ctx, p, err))
 	}
 	if len(info.Addrs) == 0 {
 		return info, fmt.Errorf("%w: no address of %s is known", ErrNotFound, p)

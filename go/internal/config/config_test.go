@@ -1,0 +1,74 @@
+package config
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDefaultsAreValid(t *testing.T) {
+	cfg, err := Read(strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.BootstrapTimeout.Duration() != 15*time.Second || !cfg.TLS || cfg.MaxUnary != 4<<20 || cfg.Listen[0] != "/ip4/127.0.0.1/tcp/0" {
+		t.Errorf("%+v", cfg)
+	}
+	if level, err := cfg.Level(); level != slog.LevelWarn || err != nil {
+		t.Error(level, err)
+	}
+}
+
+func TestFieldsReplaceDefaults(t *testing.T) {
+	cfg, err := Read(strings.NewReader(`{"listen": ["/ip4/0.0.0.0/udp/0/quic-v1"], "tls": false, "dial_timeout": 0.5, "log_level": "debug"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(cfg.Listen) != 1 || cfg.TLS || cfg.DialTimeout.Duration() != 500*time.Millisecond {
+		t.Errorf("%+v", cfg)
+	}
+}
+
+func TestEveryFaultIsNamed(t *testing.T) {
+	_, err := Read(strings.NewReader(`{
+		"parent_pid": -1, "owner_fd": 1, "control_path": "relative", "listen": ["nonsense"],
+		"announce": ["/ip4/1.2.3.4/tcp/0"], "bootstrap": ["/ip4/1.2.3.4/tcp/1"], "dht_mode": "lan",
+		"tls": false, "noise": false, "max_message": 0, "max_unary": 1, "bootstrap_timeout": 0, "dial_timeout": -1,
+		"log_level": "LOUD"
+	}`))
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	for _, field := range []string{
+		"parent_pid", "owner_fd", "control_path", "listen", "announce", "bootstrap:", "dht_mode", "tls", "max_message", "max_unary",
+		"bootstrap_timeout", "dial_timeout", "log_level",
+	} {
+		if !strings.Contains(err.Error(), field) {
+			t.Errorf("%s is not named in:\n%v", field, err)
+		}
+	}
+}
+
+func TestTextsThatAreNoConfiguration(t *testing.T) {
+	for _, text := range []string{
+		"", "[]", `{"unknown": 1}`, `{"owner_fd": "three"}`, "{} {}", "{", `{"listen": []}`,
+		`{"control_path": "/` + strings.Repeat("x", 200) + `"}`, `{"log_level": "` + strings.Repeat("x", maxConfigSize) + `"}`,
+	} {
+		if _, err := Read(strings.NewReader(text)); err == nil {
+			t.Errorf("accepted %.40q", text)
+		}
+	}
+}
+
+func TestBootstrapPeersMerge(t *testing.T) {
+	const id = "12D3KooWDkoDGH4nombUoQhXxEbkG7JYCxY3GexGA3XsQqPL4vqW"
+	cfg, err := Read(strings.NewReader(`{"bootstrap": ["/ip4/127.0.0.1/tcp/1/p2p/` + id + `", "/ip4/127.0.0.1/udp/1/quic-v1/p2p/` + id + `"]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	peers, err := cfg.BootstrapPeers()
+	if err != nil || len(peers) != 1 || len(peers[0].Addrs) != 2 {
+		t.Errorf("%v %v", peers, err)
+	}
+}
