@@ -25,7 +25,7 @@ from hivemind.averaging.partition import DEFAULT_PART_SIZE_BYTES, TensorPartCont
 from hivemind.clock import Deadline
 from hivemind.compression import CompressionBase, CompressionInfo, codec_for
 from hivemind.config import check_seconds
-from hivemind.errors import AllreduceException, ConfigError, DispatchFailure, HivemindError, ProtocolViolation
+from hivemind.errors import AllreduceException, ConfigError, HivemindError, P2PDaemonError, ProtocolViolation
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p import P2P, P2PContext, ServicerBase
@@ -269,8 +269,8 @@ class AllReduceRunner:
             self.failed_reducers[peer] = reason
             self._container.register_failed_reducer(reducer)
             logger.debug("no averages from %s: %s", peer, reason)
-            if isinstance(error, DispatchFailure):
-                # most likely it is gone: others need not wait out the sender's timeout for its parts here
+            if isinstance(error, P2PDaemonError):
+                # most likely it is gone: nobody needs to wait out the sender's timeout for its parts here
                 self._aggregator.ban_if_absent(reducer, reason)
         self._pending.discard(reducer)
 
