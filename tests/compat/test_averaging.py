@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.compat.nodes import LegacyAverager, OurAverager, check_round, start_averager, start_node
+from tests.compat.averagers import LegacyAverager, OurAverager, check_round, start_averager
+from tests.compat.nodes import start_node
 from tests.compat.pairs import KINDS, Kind, other
 from tests.support.legacy_repeat import LegacyPeers, repeat_on_legacy_fault
 
