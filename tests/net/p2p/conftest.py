@@ -1,4 +1,4 @@
-"""Loops of the tests with real daemons: uvloop, which the network thread uses, and for the contract asyncio's own too."""
+"""Loops of the tests with real daemons: uvloop, which the network thread uses, and for the contract asyncio's too."""
 
 from __future__ import annotations
 
