@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from hivemind.config import check_choice, check_count, check_seconds
+from hivemind.config import check_choice, check_count, check_seconds, make_options, option_names, split_options
 from hivemind.errors import ConfigError
+from hivemind.p2p import P2PConfig
 
-__all__ = ["DEFAULT_NUM_WORKERS", "DHTNodeOptions"]
+__all__ = ["DEFAULT_NUM_WORKERS", "DHTNodeOptions", "split_node_options"]
 
 #: Requests that one search has under way at first; ``HIVEMIND_DHT_NUM_WORKERS``.
 DEFAULT_NUM_WORKERS: Final = int(os.environ.get("HIVEMIND_DHT_NUM_WORKERS", "4"))
@@ -90,3 +92,20 @@ class DHTNodeOptions:
             raise ConfigError("backoff_rate", self.backoff_rate, "a factor >= 1")
         for name in _SWITCHES:
             check_choice(name, getattr(self, name), (True, False))
+
+
+def split_node_options(given: Mapping[str, Any], *, shared: bool, where: str) -> tuple[DHTNodeOptions, dict[str, Any]]:
+    """Sort keywords to the node and to its peer (`P2PConfig`), and check both before anything starts.
+
+    :param shared: the peer is there already: its options cannot be given any more
+    :param where: the public name whose keywords these are
+    :raises ConfigError: if one is unknown or wrong
+    """
+    if not shared:
+        node_part, p2p_part = split_options(given, DHTNodeOptions, P2PConfig, where=where)
+        make_options(P2PConfig, p2p_part, where=where)
+        return make_options(DHTNodeOptions, node_part, where=where), p2p_part
+    for name, value in given.items():
+        if name in option_names(P2PConfig):
+            raise ConfigError(name, value, "not together with p2p, which was made with options of its own")
+    return make_options(DHTNodeOptions, given, where=where), {}

@@ -12,16 +12,16 @@ from typing import Any, Literal, NoReturn, Self, TypeVar, overload
 from multiaddr import Multiaddr
 
 from hivemind.clock import Deadline, DHTExpiration
-from hivemind.config import check_choice, check_seconds, make_options, split_options
+from hivemind.config import check_choice, check_seconds
 from hivemind.dht.bootstrap import parse_initial_peers
-from hivemind.dht.config import DEFAULT_NUM_WORKERS, DHTNodeOptions
-from hivemind.dht.node import DHTNode, reject_p2p_options
+from hivemind.dht.config import DEFAULT_NUM_WORKERS, split_node_options
+from hivemind.dht.node import DHTNode
 from hivemind.dht.records import DHTKey, DHTValue, Subkey
 from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
 from hivemind.errors import HivemindError, P2PDaemonError, RuntimeClosedError, WrongTypeError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
-from hivemind.p2p import P2P, P2PConfig
+from hivemind.p2p import P2P
 from hivemind.runtime import HivemindFuture, get_runtime, wait_for
 from hivemind.timed_storage import ValueWithExpiration
 
@@ -80,7 +80,8 @@ class DHT:
         self.num_workers = num_workers
         self.shutdown_timeout = shutdown_timeout
         self._validators = CompositeValidator(record_validators)
-        self._options, self._p2p_options = _split(kwargs, num_workers, shared=p2p is not None)
+        given = {**kwargs, "num_workers": num_workers}
+        self._options, self._p2p_options = split_node_options(given, shared=p2p is not None, where="DHT")
         self._given_p2p = p2p
         # guards the three below; the node itself is owned by the network thread
         self._lock = threading.Lock()
@@ -88,6 +89,8 @@ class DHT:
         self._starting: HivemindFuture[DHTNode] | None = None
         self._ended = False
         self._peer_id: PeerID | None = None
+        # owned by the network thread
+        self._start_task: asyncio.Task[Any] | None = None
         self._replicas: dict[asyncio.AbstractEventLoop, P2P] = {}
         if start:
             self.run_in_background(await_ready=await_ready)
@@ -123,6 +126,7 @@ class DHT:
         wait_for(self._started(), Deadline.after(timeout), "start of the DHT")
 
     async def _start(self) -> DHTNode:
+        self._start_task = asyncio.current_task()
         p2p = self._given_p2p
         shared: P2P | None = None
         if p2p is not None:
@@ -132,7 +136,7 @@ class DHT:
                 p2p=p2p,
                 initial_peers=self.initial_peers,
                 record_validator=self._validators,
-                **self._options,
+                **vars(self._options),
                 **self._p2p_options,
             )
         except BaseException:
@@ -145,6 +149,9 @@ class DHT:
     async def _close(self) -> None:
         starting = self._starting
         self._runtime.remove_closer(self._close)
+        if self._start_task is not None:
+            # one that was cancelled still ends its daemon
+            await asyncio.wait({self._start_task})
         if starting is None or not starting.done() or starting.cancelled() or starting.exception() is not None:
             return
         node = starting.result()
@@ -338,14 +345,15 @@ class DHT:
     @property
     def client_mode(self) -> bool:
         """Whether the node only asks and never answers."""
-        return bool(self._options.get("client_mode", False))
+        return self._options.client_mode
 
     def get_visible_maddrs(self, latest: bool = False) -> list[Multiaddr]:
         """The addresses by which others reach the node, each ending in ``/p2p/<id>``: their ``initial_peers``.
 
         :param latest: ask the daemon anew
         """
-        return self._submit(self._get_visible_maddrs, False, latest)
+        self._started()
+        return self._runtime.call(self._get_visible_maddrs, latest)
 
     async def _get_visible_maddrs(self, latest: bool) -> list[Multiaddr]:
         return await (await self._joined()).get_visible_maddrs(latest=latest)
@@ -375,7 +383,10 @@ class DHT:
 
     async def _joined(self) -> DHTNode:
         """The node, on the network thread; waits for the start."""
-        return await asyncio.shield(asyncio.wrap_future(self._started()))
+        starting = self._started()
+        if starting.done():
+            return starting.result()
+        return await asyncio.shield(asyncio.wrap_future(starting))
 
     def _node_from_outside(self) -> DHTNode:
         starting = self._started()
@@ -383,24 +394,13 @@ class DHT:
             return self.node
         return starting.result()
 
-    def _submit(self, function: Callable[..., Coroutine[Any, Any, T]], return_future: bool, *args: Any) -> Any:
+    def _submit(
+        self, function: Callable[..., Coroutine[Any, Any, T]], return_future: bool, *args: Any
+    ) -> T | HivemindFuture[T]:
         self._started()
         if return_future:
             return self._runtime.submit(function, *args)
         return self._runtime.call(function, *args)
-
-
-def _split(kwargs: dict[str, Any], num_workers: int, *, shared: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the node and of its peer, checked before anything starts."""
-    if shared:
-        reject_p2p_options(kwargs)
-        node_part, p2p_part = dict(kwargs), {}
-    else:
-        node_part, p2p_part = split_options(kwargs, DHTNodeOptions, P2PConfig, where="DHT")
-    node_part["num_workers"] = num_workers
-    make_options(DHTNodeOptions, node_part, where="DHT")
-    make_options(P2PConfig, p2p_part, where="DHT")
-    return node_part, p2p_part
 
 
 async def _share(p2p: P2P) -> P2P:

@@ -9,11 +9,10 @@ from multiaddr import Multiaddr
 
 from hivemind.aio import TaskScope
 from hivemind.clock import Deadline, DHTExpiration
-from hivemind.config import make_options, option_names, split_options
 from hivemind.dht.blacklist import Blacklist
 from hivemind.dht.bootstrap import bootstrap, parse_initial_peers
 from hivemind.dht.cache import CachePolicy
-from hivemind.dht.config import DHTNodeOptions
+from hivemind.dht.config import DHTNodeOptions, split_node_options
 from hivemind.dht.getting import Getter, KeySearch, Result
 from hivemind.dht.lookup import Lookup, Request
 from hivemind.dht.maintenance import Maintenance
@@ -23,15 +22,15 @@ from hivemind.dht.records import DHTKey, DHTValue, Subkey
 from hivemind.dht.routing import DHTID
 from hivemind.dht.search import Answer, run_lookups
 from hivemind.dht.storage import DictionaryDHTValue, StoredValue
-from hivemind.dht.storing import Placement, Record, make_record
+from hivemind.dht.storing import Placement, Record, make_records
 from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
-from hivemind.errors import ConfigError, RuntimeClosedError
+from hivemind.errors import RuntimeClosedError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
-from hivemind.p2p import P2P, P2PConfig
+from hivemind.p2p import P2P
 from hivemind.timed_storage import ValueWithExpiration
 
-__all__ = ["DHTNode", "reject_p2p_options"]
+__all__ = ["DHTNode"]
 
 logger = get_logger(__name__)
 
@@ -90,12 +89,7 @@ class DHTNode:
         :raises P2PDaemonError: if the peer does not start; `BootstrapError` if no initial peer answers
         """
         peers = parse_initial_peers(initial_peers)
-        if p2p is None:
-            node_part, p2p_part = split_options(options, DHTNodeOptions, P2PConfig, where="DHTNode")
-        else:
-            reject_p2p_options(options)
-            node_part, p2p_part = options, {}
-        node_options = make_options(DHTNodeOptions, node_part, where="DHTNode")
+        node_options, p2p_part = split_node_options(options, shared=p2p is not None, where="DHTNode")
         owned: P2P | None = None
         if p2p is None:
             if node_options.client_mode:
@@ -179,7 +173,7 @@ class DHTNode:
         keys: Sequence[DHTKey],
         values: Sequence[DHTValue],
         expiration_time: DHTExpiration | Sequence[DHTExpiration],
-        subkeys: Subkey | Sequence[Subkey] | None = None,
+        subkeys: Sequence[Subkey] | None = None,
         exclude_self: bool = False,
         await_all_replicas: bool = True,
         *,
@@ -189,7 +183,7 @@ class DHTNode:
         """Store values on the nodes nearest to their keys.
 
         :param expiration_time: DHT time; one for all or one a value
-        :param subkeys: with a subkey, the value is an entry of the dictionary under the key; None for a plain value
+        :param subkeys: one a value: the value is this entry of the dictionary under the key; None for a plain value
         :param exclude_self: do not keep it here, even if this node is one of the nearest
         :param await_all_replicas: otherwise return as soon as one node has accepted each value
         :param num_workers: requests under way at first
@@ -199,7 +193,8 @@ class DHTNode:
         :raises SerializationError: if a key, subkey or value has no form on the wire
         """
         self._check_alive()
-        records, results = self._make_records(keys, values, expiration_time, subkeys)
+        validator = self.protocol.record_validator
+        records, results = make_records(keys, values, expiration_time, subkeys, validator)
         placement = Placement(self, records, exclude_self=exclude_self or self.client_mode)
         # searching somewhat wider than the replicas finds them also where tables are incomplete
         width = min(self.protocol.bucket_size, 2 * self.num_replicas) if beam_size is None else beam_size
@@ -217,29 +212,6 @@ class DHTNode:
         if self.options.cache_on_store:
             self._cache_own(records)
         return results
-
-    def _make_records(
-        self,
-        keys: Sequence[DHTKey],
-        values: Sequence[DHTValue],
-        expiration_time: DHTExpiration | Sequence[DHTExpiration],
-        subkeys: Subkey | Sequence[Subkey] | None,
-    ) -> tuple[list[Record], dict[Any, bool]]:
-        count = len(keys)
-        if len(values) != count:
-            raise ConfigError("values", len(values), f"as many as keys: {count}")
-        expirations = [expiration_time] * count if isinstance(expiration_time, int | float) else list(expiration_time)
-        names = list(subkeys) if isinstance(subkeys, list | tuple) and len(subkeys) == count else [subkeys] * count
-        if len(expirations) != count:
-            raise ConfigError("expiration_time", len(expirations), f"one for all, or as many as keys: {count}")
-        records: list[Record] = []
-        results: dict[Any, bool] = {}
-        for key, value, expiration, subkey in zip(keys, values, expirations, names, strict=True):
-            results[key if subkey is None else (key, subkey)] = False
-            record = make_record(key, subkey, value, expiration, self.protocol.record_validator)
-            if record is not None:
-                records.append(record)
-        return records, results
 
     def _cache_own(self, records: Iterable[Record]) -> None:
         """Keep copies of own plain values; of entries only where their dictionary is in the cache already."""
@@ -403,12 +375,3 @@ class DHTNode:
     def _check_alive(self) -> None:
         if not self.is_alive:
             raise RuntimeClosedError("this DHT node was shut down")
-
-
-def reject_p2p_options(options: Mapping[str, Any]) -> None:
-    """
-    :raises ConfigError: if an option belongs to a peer that is there already
-    """
-    for name, value in options.items():
-        if name in option_names(P2PConfig) and name not in option_names(DHTNodeOptions):
-            raise ConfigError(name, value, "not together with p2p: it was made with options of its own")

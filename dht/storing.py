@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from hivemind.serializer import MSGPackSerializer
 if TYPE_CHECKING:
     from hivemind.dht.node import DHTNode
 
-__all__ = ["Placement", "Record", "make_record"]
+__all__ = ["Placement", "Record", "make_records"]
 
 logger = get_logger(__name__)
 
@@ -56,7 +56,34 @@ class Record:
         return place.store(self.key, self.value, self.expiration_time, self.subkey)
 
 
-def make_record(
+def make_records(
+    keys: Sequence[DHTKey],
+    values: Sequence[DHTValue],
+    expiration_time: DHTExpiration | Sequence[DHTExpiration],
+    subkeys: Sequence[Subkey] | None,
+    validator: RecordValidatorBase | None,
+) -> tuple[list[Record], dict[Any, bool]]:
+    """Serialize and sign values; see `DHTNode.store_many` for the arguments.
+
+    :returns: the records to store, and the result so far: False for each
+    """
+    count = len(keys)
+    expirations = [expiration_time] * count if isinstance(expiration_time, int | float) else list(expiration_time)
+    names = [None] * count if subkeys is None else list(subkeys)
+    for name, given in (("values", values), ("expiration_time", expirations), ("subkeys", names)):
+        if len(given) != count:
+            raise ConfigError(name, f"{len(given)} of them", f"as many as keys: {count}")
+    records: list[Record] = []
+    results: dict[Any, bool] = {}
+    for key, value, expiration, subkey in zip(keys, values, expirations, names, strict=True):
+        results[key if subkey is None else (key, subkey)] = False
+        record = _make_record(key, subkey, value, expiration, validator)
+        if record is not None:
+            records.append(record)
+    return records, results
+
+
+def _make_record(
     key: DHTKey,
     subkey: Subkey,
     value: DHTValue,

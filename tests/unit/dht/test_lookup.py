@@ -1,0 +1,138 @@
+"""The beam search, against brute force on networks drawn at random, and against liars."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hivemind.dht.lookup import MAX_CONTACTS_PER_BEAM, Lookup, LookupPlan, NodeState
+from hivemind.dht.routing import DHTID
+from hivemind.identity import PeerID
+
+ids = st.integers(0, DHTID.MAX - 1).map(DHTID)
+
+
+def node(node_id: DHTID) -> tuple[DHTID, PeerID]:
+    return node_id, PeerID(node_id.to_bytes())
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(ids, min_size=2, max_size=60, unique=True),
+    st.lists(ids, min_size=1, max_size=4, unique=True),
+    st.integers(1, 12),
+    st.integers(1, 5),
+    st.sets(st.integers(0, 59), max_size=15),
+    st.randoms(use_true_random=False),
+)
+def test_finds_the_nearest_live_nodes(
+    network: list[DHTID], targets: list[DHTID], beam: int, chunk: int, dead: set[int], random: object
+) -> None:
+    """Every node knows all others, some are dead, answers come in any order: the beam is what brute force finds."""
+    own, *others = network
+    alive = [each for number, each in enumerate(others) if number not in dead]
+    lookups = [Lookup(target, beam, own_id=own) for target in targets]
+    for lookup in lookups:
+        lookup.hear([node(others[0])])
+    plan = LookupPlan(lookups, chunk)
+    finished = []
+    under_way = []
+    while not plan.finished:
+        while len(under_way) < 3 and (request := plan.next_request()) is not None:
+            assert len(request.targets) <= chunk
+            assert request.node_id != own
+            under_way.append(request)
+        if under_way:
+            request = under_way.pop(random.randrange(len(under_way)))  # type: ignore[attr-defined]
+            if request.node_id in alive:
+                near = {t: [node(n) for n in sorted(network, key=lambda n: n ^ t)[: beam + 5]] for t in request.targets}
+                plan.answer(request, near)
+            else:
+                plan.fail(request)
+        finished += plan.take_finished()
+    assert {lookup.target for lookup in finished} == set(targets)
+    if others[0] not in alive:
+        return
+    for lookup in finished:
+        expected = sorted(alive, key=lambda each: each ^ lookup.target)[:beam]
+        # a node names only the nearest, dead ones among them: that many may hide others
+        hidden = len(others) - len(alive)
+        found = [node_id for node_id, _ in lookup.nearest(beam)]
+        assert found[: max(0, beam - hidden)] == expected[: max(0, beam - hidden)]
+        if not hidden:
+            assert found == expected
+
+
+def test_nodes_are_asked_nearest_first_and_once() -> None:
+    lookup = Lookup(DHTID(0), beam_size=3)
+    lookup.hear(node(DHTID(n)) for n in (5, 1, 9, 3))
+    asked = []
+    while (candidate := lookup.candidate()) is not None:
+        lookup.ask(candidate)
+        asked.append(candidate)
+    assert asked == [1, 3, 5]
+    assert not lookup.finished
+    lookup.fail(DHTID(3))
+    assert lookup.candidate() == 9, "the beam reaches one farther"
+    lookup.answer(DHTID(1), [])
+    lookup.answer(DHTID(5), [node(DHTID(2))])
+    assert lookup.candidate() == 2, "what is nearer comes first"
+    lookup.ask(DHTID(2))
+    lookup.answer(DHTID(2), [])
+    assert lookup.finished
+    assert lookup.states[DHTID(9)] is NodeState.HEARD
+    assert [node_id for node_id, _ in lookup.nearest(3)] == [1, 2, 5]
+
+
+def test_stop_ends_at_once() -> None:
+    lookup = Lookup(DHTID(0), beam_size=3)
+    lookup.hear([node(DHTID(1))])
+    assert not lookup.finished
+    lookup.stop()
+    assert lookup.finished
+    assert lookup.candidate() is None
+    assert not lookup.wants(DHTID(1))
+
+
+def test_empty_lookup_is_finished() -> None:
+    plan = LookupPlan([Lookup(DHTID(0), 20)], 16)
+    assert plan.next_request() is None
+    assert [lookup.nearest(5) for lookup in plan.take_finished()] == [[]]
+
+
+def test_liars_cannot_keep_a_search_alive() -> None:
+    """Each answer names nodes that are nearer still and do not exist."""
+    lookup = Lookup(DHTID(0), beam_size=4)
+    lookup.hear([node(DHTID(1 << 150))])
+    plan = LookupPlan([lookup], 16)
+    requests = 0
+    while not plan.finished:
+        request = plan.next_request()
+        assert request is not None
+        requests += 1
+        plan.answer(request, {lookup.target: [node(DHTID(max(1, request.node_id - n))) for n in range(1, 5)]})
+        plan.take_finished()
+    assert requests <= MAX_CONTACTS_PER_BEAM * 4
+
+
+def test_answers_are_bounded() -> None:
+    lookup = Lookup(DHTID(0), beam_size=4)
+    lookup.hear([node(DHTID(1))])
+    plan = LookupPlan([lookup], 16)
+    request = plan.next_request()
+    assert request is not None
+    plan.answer(request, {lookup.target: [node(DHTID(n)) for n in range(2, 5000)]})
+    assert len(lookup.states) < 100
+
+
+def test_one_request_serves_several_lookups() -> None:
+    lookups = [Lookup(DHTID(target), beam_size=5) for target in range(40)]
+    for lookup in lookups:
+        lookup.hear(node(DHTID(n << 100)) for n in range(1, 6))
+    plan = LookupPlan(lookups, 16)
+    first = plan.next_request()
+    second = plan.next_request()
+    assert first is not None
+    assert second is not None
+    assert len(first.targets) == len(second.targets) == 16
+    assert not set(first.targets) & set(second.targets), "all advance at the same pace"
