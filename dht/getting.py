@@ -137,8 +137,8 @@ class Getter:
     def _look_here(self, search: KeySearch, *, count_as_use: bool) -> None:
         protocol = self._node.protocol
         stored, cached = protocol.storage.get(search.key), protocol.cache.get(search.key)
-        search.add(_own_copy(stored))
-        search.add(_own_copy(cached))
+        search.add(self._decodable(search.key, _own_copy(stored)))
+        search.add(self._decodable(search.key, _own_copy(cached)))
         if cached is not None and count_as_use and search.is_sufficient:
             self._node.cache_policy.note_use(search.key, cached.expiration_time)
 
@@ -154,7 +154,8 @@ class Getter:
             answer = await self._node.call_find(request.peer_id, request.targets, request.node_id)
             if answer is None:
                 return None
-            for key, (found, _) in answer.items():
+            for key, (value, _) in answer.items():
+                found = self._decodable(key, value)
                 by_key[key].expiration_at[request.node_id] = found.expiration_time if found else float("-inf")
                 by_key[key].add(found)
                 if by_key[key].is_sufficient:
@@ -202,25 +203,37 @@ class Getter:
         """Strip and deserialize a value as it is stored."""
         if found is None:
             return None
-        if not isinstance(found.value, DictionaryDHTValue):
-            record = DHTRecord(key.to_bytes(), IS_REGULAR_VALUE, found.value, found.expiration_time)
-            try:
-                return ValueWithExpiration(self._load(record), found.expiration_time)
-            except SerializationError as error:
-                self._report(key, error)
-                return None
-        entries: dict[Any, ValueWithExpiration[Any]] = {}
-        for subkey, (value, expiration) in found.value.items():
-            record = DHTRecord(key.to_bytes(), pack_subkey(subkey), value, expiration)
-            try:
-                entries[subkey] = ValueWithExpiration(self._load(record), expiration)
-            except SerializationError as error:
-                self._report(key, error)
-        return ValueWithExpiration(entries, found.expiration_time) if entries else None
+        value, latest = found
+        try:
+            if not isinstance(value, DictionaryDHTValue):
+                return ValueWithExpiration(self._load(key, IS_REGULAR_VALUE, value, latest), latest)
+            entries = {
+                subkey: ValueWithExpiration(self._load(key, pack_subkey(subkey), entry, expiration), expiration)
+                for subkey, (entry, expiration) in value.items()
+            }
+        except SerializationError as error:
+            self._report(key, error)
+            return None
+        return ValueWithExpiration(entries, latest) if entries else None
 
-    def _load(self, record: DHTRecord) -> Any:
+    def _decodable(self, key: DHTID, found: FoundValue | None) -> FoundValue | None:
+        """What of a value from peers can be decoded: the rest must not hide what others have, however late it expires.
+        A dictionary is changed in place."""
+        if found is None or not isinstance(found.value, DictionaryDHTValue):
+            return found if self.decode(key, found) is not None else None
+        for subkey, (value, expiration) in found.value.items():
+            try:
+                self._load(key, pack_subkey(subkey), value, expiration)
+            except SerializationError as error:
+                self._report(key, error)
+                del found.value[subkey]
+        return found if found.value.data else None
+
+    def _load(self, key: DHTID, subkey: bytes, value: bytes, expiration: DHTExpiration) -> Any:
         validator = self._node.protocol.record_validator
-        return MSGPackSerializer.loads(validator.strip_value(record) if validator else record.value)
+        if validator:
+            value = validator.strip_value(DHTRecord(key.to_bytes(), subkey, value, expiration))
+        return MSGPackSerializer.loads(value)
 
     @staticmethod
     def _report(key: DHTID, error: SerializationError) -> None:

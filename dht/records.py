@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from typing import Any, Final
 
 from hivemind.clock import DHTExpiration
@@ -15,6 +14,7 @@ __all__ = [
     "DHTValue",
     "Subkey",
     "check_expiration",
+    "check_hashable",
     "check_subkey",
     "pack_subkey",
     "unpack_subkey",
@@ -65,12 +65,19 @@ def check_subkey(subkey: Subkey) -> None:
     """
     :raises SerializationError: if entries of a dictionary cannot be named so
     """
-    if subkey is None or not isinstance(subkey, Hashable):
-        raise SerializationError(f"subkey: got {type(subkey).__name__}, allowed: a hashable value other than None")
+    if subkey is None:
+        raise SerializationError("subkey: got None, which stands for a plain value")
+    check_hashable("subkey", subkey)
+
+
+def check_hashable(name: str, value: object) -> None:
+    """
+    :raises SerializationError: if results cannot be looked up by ``value``
+    """
     try:
-        hash(subkey)  # a tuple says Hashable of itself, whatever it holds
+        hash(value)
     except TypeError as error:
-        raise SerializationError(f"subkey: {error}") from error
+        raise SerializationError(f"{name}: got {type(value).__name__}, allowed: a hashable value ({error})") from error
 
 
 def check_expiration(expiration_time: DHTExpiration) -> float:

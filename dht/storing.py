@@ -16,6 +16,7 @@ from hivemind.dht.records import (
     DHTValue,
     Subkey,
     check_expiration,
+    check_hashable,
     check_subkey,
     pack_subkey,
 )
@@ -76,6 +77,9 @@ def make_records(
     records: list[Record] = []
     results: dict[Any, bool] = {}
     for key, value, expiration, subkey in zip(keys, values, expirations, names, strict=True):
+        check_hashable("key", key)
+        if subkey is not None:
+            check_subkey(subkey)
         results[key if subkey is None else (key, subkey)] = False
         record = _make_record(key, subkey, value, expiration, validator)
         if record is not None:
@@ -101,8 +105,6 @@ def _make_record(
     name = key if subkey is None else (key, subkey)
     if isinstance(value, DictionaryDHTValue):
         return Record(name, key_id, None, value, value.latest_expiration_time)
-    if subkey is not None:
-        check_subkey(subkey)
     raw = MSGPackSerializer.dumps(value)
     if validator:
         record = DHTRecord(key_id.to_bytes(), pack_subkey(subkey), raw, expiration)

@@ -1,0 +1,430 @@
+"""Nodes among liars, silent peers and clients: what a peer does wrong costs its own calls only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from hivemind.clock import Deadline, get_dht_time
+from hivemind.dht import DHTID, CompositeValidator, DHTNode, DHTRecord, RecordValidatorBase
+from hivemind.dht.records import MAX_KEYS_PER_FIND, MAX_RECORDS_PER_STORE
+from hivemind.errors import BootstrapError, ConfigError, P2PHandlerError, RuntimeClosedError, SerializationError
+from hivemind.p2p import P2P
+from hivemind.proto import dht_pb2
+from hivemind.virtual_clock import run_virtual
+from tests.support.dht import DHTSwarm, dht_swarm
+from tests.support.waiting import eventually
+
+Lie = Callable[[dht_pb2.FindRequest, bytes], bytes]
+
+
+def found(request: dht_pb2.FindRequest, own_id: bytes, **result: Any) -> bytes:
+    results = [dht_pb2.FindResult(**result) for _ in request.keys]
+    return dht_pb2.FindResponse(results=results, peer=dht_pb2.NodeInfo(node_id=own_id)).SerializeToString()
+
+
+FOREVER = float("inf")
+NEVER = Deadline.never()
+LIES: dict[str, Lie] = {
+    "bytes that are no message": lambda request, own: b"\xff" * 100,
+    "an answer without results": lambda request, own: dht_pb2.FindResponse(
+        peer=dht_pb2.NodeInfo(node_id=own)
+    ).SerializeToString(),
+    "another node's id": lambda request, own: found(request, bytes(19) + b"\x05"),
+    "an id of 1000 bytes": lambda request, own: found(request, bytes(1000)),
+    "a value that cannot be decoded": lambda request, own: found(
+        request, own, type=dht_pb2.FOUND_REGULAR, value=b"\xc1garbage", expiration_time=FOREVER
+    ),
+    "a dictionary that is none": lambda request, own: found(
+        request, own, type=dht_pb2.FOUND_DICTIONARY, value=b"\xc7\xff\x50", expiration_time=FOREVER
+    ),
+    "an expiration that is no number": lambda request, own: found(
+        request, own, type=dht_pb2.FOUND_REGULAR, value=b"\x01", expiration_time=float("nan")
+    ),
+    "nodes that do not exist": lambda request, own: found(
+        request,
+        own,
+        nearest_node_ids=[(int.from_bytes(request.keys[0], "big") ^ n).to_bytes(20, "big") for n in range(1, 500)],
+        nearest_peer_ids=[b"nobody " + n.to_bytes(2, "big") for n in range(1, 500)],
+    ),
+    "nonsense as nodes": lambda request, own: found(
+        request, own, nearest_node_ids=[b"x" * 50, b"", b"\x01"], nearest_peer_ids=[b"", b"y" * 1000, b""]
+    ),
+}
+
+
+@asynccontextmanager
+async def liar(swarm: DHTSwarm, node_id: DHTID, lie: Lie) -> AsyncIterator[P2P]:
+    """A peer that joins as any other and answers finds with ``lie``, stores with a promise it does not keep."""
+    own = node_id.to_bytes()
+
+    async def find(request: Any, remote: Any) -> bytes:
+        return lie(dht_pb2.FindRequest.FromString(bytes(request)), own)
+
+    async def store(request: Any, remote: Any) -> bytes:
+        count = len(dht_pb2.StoreRequest.FromString(bytes(request)).keys)
+        return dht_pb2.StoreResponse(store_ok=[True] * count, peer=dht_pb2.NodeInfo(node_id=own)).SerializeToString()
+
+    async def ping(request: Any, remote: Any) -> bytes:
+        return dht_pb2.PingResponse(peer=dht_pb2.NodeInfo(node_id=own), available=True).SerializeToString()
+
+    async with await swarm.net.create_p2p() as p2p:
+        for name, handler in (("find", find), ("store", store), ("ping", ping)):
+            await p2p.transport.listen_unary(f"DHTProtocol.rpc_{name}", handler)
+        for node in swarm.nodes:
+            await p2p.transport.call(
+                node.peer_id,
+                "DHTProtocol.rpc_ping",
+                dht_pb2.PingRequest(peer={"node_id": own}).SerializeToString(),
+                NEVER,
+            )
+        yield p2p
+
+
+@pytest.mark.parametrize("what", LIES)
+def test_liars_hide_nothing(what: str) -> None:
+    """Four liars sit nearest to the key; honest nodes store and find as if they were not there."""
+
+    async def main() -> None:
+        async with dht_swarm(12) as swarm:
+            key = DHTID.generate(source="key")
+            expiration = get_dht_time() + 3600
+            async with (
+                liar(swarm, DHTID(key ^ 1), LIES[what]),
+                liar(swarm, DHTID(key ^ 2), LIES[what]),
+                liar(swarm, DHTID(key ^ 3), LIES[what]),
+                liar(swarm, DHTID(key ^ 4), LIES[what]),
+            ):
+                assert all(DHTID(key ^ 1) in node.protocol.routing_table for node in swarm.nodes)
+                assert await swarm.nodes[0].store("key", "truth", expiration)
+                assert await swarm.nodes[0].store("many", "truth", expiration, subkey="a")
+                for node in swarm.nodes:
+                    assert await node.get("key") == ("truth", expiration)
+                    assert await node.get("key", latest=True) == ("truth", expiration)
+                    many = await node.get("many", latest=True)
+                    assert many is not None
+                    assert many.value == {"a": ("truth", expiration)}
+
+    run_virtual(main)
+
+
+def test_values_of_others_cannot_hide_behind_a_store() -> None:
+    """What cannot be decoded is stored, as by any node without its validator, and hides nothing that can."""
+
+    async def main() -> None:
+        async with dht_swarm(6) as swarm:
+            expiration = get_dht_time() + 60
+            assert await swarm.nodes[0].store("key", "truth", expiration, subkey="a")
+            for node in swarm.nodes[1:]:
+                ids = [DHTID.generate(source="key")]
+                assert await swarm.nodes[0].protocol.call_store(node.peer_id, ids, [b"\xc1"], FOREVER, ["b"]) == [True]
+            found = await swarm.nodes[0].get("key", latest=True)
+            assert found is not None
+            assert found.value == {"a": ("truth", expiration)}
+
+    run_virtual(main)
+
+
+def test_garbage_requests_cost_only_the_call() -> None:
+    async def main() -> None:
+        async with dht_swarm(2) as swarm:
+            node = swarm.nodes[0]
+            key = DHTID(5).to_bytes()
+            requests: list[tuple[str, bytes]] = [(name, b"\xff\x00garbage") for name in ("ping", "store", "find")]
+            requests += [
+                ("ping", dht_pb2.PingRequest(peer={"node_id": bytes(300)}).SerializeToString()),
+                ("store", dht_pb2.StoreRequest(keys=[key]).SerializeToString()),
+                ("find", dht_pb2.FindRequest(keys=[bytes(21)]).SerializeToString()),
+                ("find", dht_pb2.FindRequest(keys=[key] * (MAX_KEYS_PER_FIND + 1)).SerializeToString()),
+            ]
+            too_many = MAX_RECORDS_PER_STORE + 1
+            many = dht_pb2.StoreRequest(
+                keys=[key] * too_many,
+                subkeys=[b"\xc0"] * too_many,
+                values=[b""] * too_many,
+                expiration_time=[1.0] * too_many,
+                in_cache=[False] * too_many,
+            )
+            requests.append(("store", many.SerializeToString()))
+            async with await swarm.net.create_p2p() as stranger:
+                for name, raw in requests:
+                    with pytest.raises(P2PHandlerError):
+                        await stranger.transport.call(node.peer_id, f"DHTProtocol.rpc_{name}", raw, NEVER)
+            assert not node.protocol.storage
+            assert await swarm.nodes[1].store("key", 1, get_dht_time() + 60)
+
+    run_virtual(main)
+
+
+def test_a_flood_of_made_up_nodes_is_bounded() -> None:
+    async def main() -> None:
+        async with dht_swarm(3) as swarm:
+            node = swarm.nodes[0]
+            assert await node.store("key", 1, get_dht_time() + 600)
+            async with await swarm.net.create_p2p() as stranger:
+                for _ in range(1000):
+                    request = dht_pb2.FindRequest(keys=[b"k"], peer={"node_id": DHTID.generate().to_bytes()})
+                    await stranger.transport.call(
+                        node.peer_id, "DHTProtocol.rpc_find", request.SerializeToString(), NEVER
+                    )
+                assert len(node.protocol.routing_table) <= 3, "one peer has one id"
+            assert await node.get("key", latest=True) is not None
+
+    run_virtual(main)
+
+
+def test_silent_peers_are_left_alone() -> None:
+    """The first search pays for a frozen peer; later ones do not, until it answers again."""
+
+    async def main() -> None:
+        async with dht_swarm(8) as swarm:
+            node, frozen = swarm.nodes[0], swarm.nodes[5]
+            loop = asyncio.get_running_loop()
+            expiration = get_dht_time() + 3600
+            with swarm.net.freeze(frozen.p2p):
+                began = loop.time()
+                assert await node.store("a", 1, expiration)
+                assert 3 <= loop.time() - began < 4, "wait_timeout"
+                assert frozen.peer_id in node.blacklist
+                assert frozen.node_id not in node.protocol.routing_table
+                began = loop.time()
+                assert await node.store("b", 1, expiration)
+                assert await node.get("b", latest=True) == (1, expiration)
+                assert loop.time() - began < 0.5
+            await eventually(lambda: frozen.node_id in node.protocol.routing_table, "it is known again", seconds=90)
+
+    run_virtual(main)
+
+
+def test_client_nodes_answer_nothing() -> None:
+    async def main() -> None:
+        async with dht_swarm(4) as swarm:
+            client = await swarm.node(client_mode=True)
+            expiration = get_dht_time() + 60
+            assert await client.store("key", 1, expiration)
+            assert not client.protocol.storage, "others hold it"
+            for node in swarm.nodes:
+                assert await node.get("key", latest=True) == (1, expiration)
+            for node in swarm.nodes[:4]:
+                assert client.peer_id not in node.protocol.routing_table
+                assert await node.protocol.call_ping(client.peer_id) is None
+            nearest = await client.find_nearest_nodes([DHTID(0)])
+            assert client.node_id not in nearest[DHTID(0)]
+            assert len(nearest[DHTID(0)]) == 4
+
+    run_virtual(main)
+
+
+def test_bootstrap_names_each_address_and_why() -> None:
+    async def main() -> None:
+        async with dht_swarm(2) as swarm:
+            first, second = swarm.nodes
+            addresses = [str(address) for node in (first, second) for address in await node.get_visible_maddrs()]
+            await swarm.kill(first)
+            async with await swarm.net.create_p2p() as p2p:
+                joined = await DHTNode.create(p2p, initial_peers=addresses)
+                assert await joined.store("key", 1, get_dht_time() + 60), "one that answers is enough"
+                await joined.shutdown()
+            await swarm.kill(second)
+            async with await swarm.net.create_p2p() as p2p:
+                with pytest.raises(BootstrapError, match="failed to connect to bootstrap peers") as caught:
+                    await DHTNode.create(p2p, initial_peers=addresses)
+                assert set(caught.value.reasons) == set(addresses)
+                assert all("PeerUnreachable" in reason for reason in caught.value.reasons.values())
+                lone = await DHTNode.create(p2p, initial_peers=addresses, ensure_bootstrap_success=False)
+                assert await lone.store("key", 1, get_dht_time() + 60)
+                await lone.shutdown()
+
+    run_virtual(main)
+
+
+def test_bootstrap_does_not_wait_for_the_silent() -> None:
+    async def main() -> None:
+        async with dht_swarm(3) as swarm:
+            swarm.net.delay(0.05)
+            silent = swarm.nodes[0]
+            with swarm.net.freeze(silent.p2p):
+                assert await swarm.nodes[1].store("key", 1, get_dht_time() + 60), "the others know that it is silent"
+                assert await swarm.nodes[2].store("key", 1, get_dht_time() + 61)
+                began = asyncio.get_running_loop().time()
+                joined = await swarm.node(joins=[*swarm.nodes[1:], silent])
+                assert asyncio.get_running_loop().time() - began < 2
+                assert set(joined.protocol.routing_table.uid_to_peer_id) == {each.node_id for each in swarm.nodes[1:3]}
+
+    run_virtual(main)
+
+
+def test_clocks_that_differ_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with dht_swarm(1) as swarm:
+            wrong = swarm.nodes[0]
+            original = type(wrong.protocol).rpc_ping
+
+            async def late(self: Any, request: Any, context: Any) -> Any:
+                response = await original(self, request, context)
+                response.dht_time -= 10
+                return response
+
+            await wrong.protocol.remove_p2p_handlers(wrong.p2p)
+            monkeypatch.setattr(wrong.protocol, "rpc_ping", late.__get__(wrong.protocol), raising=False)
+            await wrong.protocol.add_p2p_handlers(wrong.p2p)
+            with pytest.raises(BootstrapError, match="clock is off by -10"):
+                await swarm.node()
+            tolerant = await swarm.node(strict=False)
+            assert len(tolerant.protocol.routing_table) == 1
+
+    run_virtual(main)
+
+
+def test_concurrent_gets_share_one_search() -> None:
+    async def main() -> None:
+        async with dht_swarm(10) as swarm:
+            expiration = get_dht_time() + 600
+            assert await swarm.nodes[0].store("key", 1, expiration, exclude_self=True)
+            swarm.net.delay(0.1)
+            node = swarm.nodes[9]
+            calls = 0
+            original = node.protocol.call_find
+
+            async def counted(*args: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                return await original(*args)
+
+            node.protocol.call_find = counted  # type: ignore[method-assign]
+            node.protocol.storage.clear()
+            gets = [node.get("key", latest=n % 2 == 0) for n in range(100)]
+            assert all(value == (1, expiration) for value in await asyncio.gather(*gets))
+            assert calls <= 2 * 10
+            assert not node.pending_get_requests
+
+    run_virtual(main)
+
+
+def test_cache_and_its_renewal() -> None:
+    async def main() -> None:
+        async with dht_swarm(30) as swarm:
+            key = DHTID.generate(source="key")
+            far = max(swarm.nodes[1:], key=lambda node: node.node_id ^ key)
+            begin = get_dht_time()
+            assert await swarm.nodes[0].store("key", 1, begin + 30)
+            assert key not in far.protocol.storage
+            assert await far.get("key") == (1, begin + 30)
+            assert far.protocol.cache.get(key) is not None
+            assert await swarm.nodes[0].store("key", 2, begin + 300)
+            assert await far.get("key") == (1, begin + 30), "the first live value, here its copy"
+            await asyncio.sleep(27)
+            assert await far.get("key") == (2, begin + 300), "renewed before it expired, as it was in use"
+            assert await far.get("key", latest=True) == (2, begin + 300)
+
+    run_virtual(main)
+
+
+def test_nothing_is_cached_where_it_shall_not() -> None:
+    async def main() -> None:
+        options = {"cache_locally": False, "cache_on_store": False, "cache_nearest": 0}
+        async with dht_swarm(10, **options) as swarm:
+            assert await swarm.nodes[0].store("key", 1, get_dht_time() + 60)
+            for node in swarm.nodes:
+                assert await node.get("key", latest=True) is not None
+            assert not any(node.protocol.cache for node in swarm.nodes)
+
+    run_virtual(main)
+
+
+class OnlyNumbers(RecordValidatorBase):
+    def validate(self, record: DHTRecord) -> bool:
+        return record.value[:1].isascii()
+
+
+def test_validators_of_nodes() -> None:
+    async def main() -> None:
+        async with dht_swarm(5, record_validator=CompositeValidator([OnlyNumbers()])) as swarm:
+            careless = await swarm.node()
+            expiration = get_dht_time() + 60
+            assert not await swarm.nodes[0].store("key", "text", expiration), "refused here"
+            assert not await careless.store("key", "text", expiration, exclude_self=True), "refused by the others"
+            assert await careless.store("key", 5, expiration + 1)
+            assert await swarm.nodes[0].get("key", latest=True) == (5, expiration + 1)
+
+    run_virtual(main)
+
+
+def test_batches() -> None:
+    async def main() -> None:
+        async with dht_swarm(8) as swarm:
+            expiration = get_dht_time() + 60
+            big = bytes(600_000)
+            keys = [f"big {n}" for n in range(12)]
+            stored = await swarm.nodes[0].store_many(keys, [big] * 12, expiration, exclude_self=True)
+            assert all(stored.values())
+            found = await swarm.nodes[1].get_many(keys, float("inf"))
+            assert all(value == (big, expiration) for value in found.values()), "each answer fits one message"
+            subkeys = await swarm.nodes[2].store_many(["a", "a", "b"], [1, 2, 3], expiration, ["x", "y", None])
+            assert subkeys == {("a", "x"): True, ("a", "y"): True, "b": True}
+            futures = await swarm.nodes[3].get_many(["a", "b", "c"], return_futures=True)
+            assert (await futures["b"]) == (3, expiration)
+            assert (await futures["c"]) is None
+            assert (await futures["a"]).value == {"x": (1, expiration), "y": (2, expiration)}
+            quick = await swarm.nodes[4].store_many(["q"], [1], expiration, await_all_replicas=False)
+            assert quick == {"q": True}
+            assert await swarm.nodes[4].store_many([], [], expiration) == {}
+
+    run_virtual(main)
+
+
+def test_wrong_arguments() -> None:
+    async def main() -> None:
+        async with dht_swarm(1) as swarm:
+            node = swarm.nodes[0]
+            with pytest.raises(SerializationError, match="object"):
+                await node.store("key", object(), get_dht_time() + 60)
+            with pytest.raises(SerializationError, match="subkey"):
+                await node.store("key", 1, get_dht_time() + 60, subkey=["a", "list"])
+            with pytest.raises(SerializationError, match="key"):
+                await node.store(["a", "list"], 1, get_dht_time() + 60)
+            with pytest.raises(ConfigError, match="expiration_time"):
+                await node.store("key", 1, float("nan"))
+            with pytest.raises(ConfigError, match="value"):
+                await node.store("key", bytes(4_000_000), get_dht_time() + 60)
+            with pytest.raises(ConfigError, match="values"):
+                await node.store_many(["key"], [], get_dht_time() + 60)
+            assert not await node.store("key", 1, get_dht_time() - 60)
+            with pytest.raises(ConfigError, match="host_maddrs"):
+                await DHTNode.create(node.p2p, host_maddrs=[])
+            with pytest.raises(ConfigError, match="authorizer"):
+                await DHTNode.create(node.p2p, authorizer=object())
+            await node.shutdown()
+            with pytest.raises(RuntimeClosedError):
+                await node.get("key")
+
+    run_virtual(main)
+
+
+def test_shutdown_in_the_midst_of_searches() -> None:
+    async def main() -> None:
+        async with dht_swarm(6) as swarm:
+            swarm.net.delay(1.0)
+            node = swarm.nodes[3]
+            getting = asyncio.ensure_future(node.get("nothing", latest=True))
+            await asyncio.sleep(0.5)
+            await node.shutdown()
+            with pytest.raises(RuntimeClosedError):
+                await getting
+
+    run_virtual(main)
+
+
+def test_refresh_of_quiet_buckets() -> None:
+    async def main() -> None:
+        async with dht_swarm(6, refresh_timeout=10) as swarm:
+            node = swarm.nodes[0]
+            forgotten = swarm.nodes[5].node_id
+            del node.protocol.routing_table[forgotten]
+            await eventually(lambda: forgotten in node.protocol.routing_table, "found again", seconds=60)
+
+    run_virtual(main)
