@@ -143,7 +143,6 @@ class AllReduceRunner:
         self._weight = 0.0 if modes is not None and modes[self._local] is AveragingMode.AUX else float(weight)
         self._sender_timeout, self._reducer_timeout, self._deadline = sender_timeout, reducer_timeout, deadline
         self._container = TensorPartContainer(tensors, peer_counts, compression, part_size_bytes, tensor_infos)
-        self._counts = tuple(peer_counts)
         self._aggregator = PartAggregator(
             self._container,
             group_id=group_id,
@@ -241,8 +240,7 @@ class AllReduceRunner:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._aggregator.run())
                     for reducer, num_parts in enumerate(self._container.num_parts_by_peer):
-                        # an empty tensor at the start makes a part that falls to member 0 even if that reduces nothing
-                        if reducer != self._local and num_parts and self._counts[reducer]:
+                        if reducer != self._local and num_parts:
                             group.create_task(self._exchange_with(reducer))
         except TimeoutError:
             if not watch.expired():

@@ -38,7 +38,8 @@ def load_balance_peers(vector_size: int, bandwidths: Sequence[float | None], min
             raise ConfigError("bandwidth", bandwidth, "a finite number >= 0, or None")
     given = [bandwidth for bandwidth in bandwidths if bandwidth is not None and bandwidth > 0]
     if given:
-        mean = float(np.mean(given))
+        with np.errstate(over="ignore"):
+            mean = float(np.mean(given))
         known = np.asarray([mean if each is None else each for each in bandwidths], dtype=np.float64)
         return hagenbach_bishoff(vector_size, optimize_parts_lp(vector_size, known, min_size).tolist())
     if None not in bandwidths:
@@ -78,11 +79,12 @@ def _solve(bandwidths: Floats) -> Floats | None:
 
     peers, able = len(bandwidths), int((bandwidths > 0).sum())
     column = np.zeros((peers, 1))
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # what is not finite is refused by the solver
         costs: Floats = -1 / bandwidths[:able]
+        slopes: Floats = (peers - 2) / np.where(bandwidths > 0, bandwidths, 1.0)
     enough = np.append(-np.ones(peers), 0.0)[np.newaxis]
     at_most = np.hstack([np.eye(peers), column])
-    times = np.hstack([np.diag((peers - 2) / np.where(bandwidths > 0, bandwidths, 1.0)), column - 1])[:able]
+    times = np.hstack([np.diag(slopes), column - 1])[:able]
     program: dict[str, Any] = {
         "c": np.append(np.zeros(peers), 1.0),
         "A_ub": np.vstack([enough, at_most, times]),

@@ -155,7 +155,13 @@ class TensorPartContainer:
             values_per_part(part_size_bytes, tensor.element_size(), self.compression.estimate_compression_ratio(info))
             for tensor, info in zip(tensors, tensor_infos, strict=True)
         )
-        self.parts_by_peer = partition(self.sizes, self.part_values, peer_fractions)
+        # an empty tensor at the very start falls to the first peer even if that one reduces nothing: nobody sends it
+        self.parts_by_peer = tuple(
+            parts if fraction else ()
+            for parts, fraction in zip(
+                partition(self.sizes, self.part_values, peer_fractions), peer_fractions, strict=True
+            )
+        )
         self.num_parts_by_peer = tuple(map(len, self.parts_by_peer))
         #: elements of parts whose reducer failed; they keep the local values
         self.failed_size = 0
