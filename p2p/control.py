@@ -309,6 +309,13 @@ class ControlClient(asyncio.BufferedProtocol):
             await self.request("unlisten", name=name)
             self._handlers.pop(name, None)
 
+    async def unlisten_all(self, deadline: Deadline) -> None:
+        """Stop answering at all."""
+        names = list(self._handlers)
+        self._handlers.clear()
+        for name in names:
+            await self.request("unlisten", deadline=deadline, name=name)
+
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def check(self) -> None:

@@ -226,6 +226,9 @@ class GuestTransport(ControlTransport):
         client = self._client
         if client is not None:
             try:
+                # before the handlers end, so that no call comes to a client that is gone
+                with contextlib.suppress(HivemindError):
+                    await client.unlisten_all(Deadline.after(_SHUTDOWN_SECONDS))
                 await client.close_handlers()
             finally:
                 client.abort(StreamReset("this peer was shut down"))

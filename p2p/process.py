@@ -14,8 +14,9 @@ import socket
 import subprocess
 import tempfile
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hivemind.aio import with_deadline
 from hivemind.clock import Deadline, monotonic
@@ -35,6 +36,7 @@ _LOG_LINES = 20
 _LOG_PERIOD = 10.0
 #: Bytes of the longest line read from the daemon.
 _LINE_LIMIT = 1024 * 1024
+_READ_BYTES = 64 * 1024
 #: Seconds that each step of ending the daemon may take: asking it, SIGTERM, SIGKILL.
 _ASK_SECONDS = 0.4
 _TERM_SECONDS = 0.3
@@ -91,28 +93,48 @@ class _Logs:
         return count < _LOG_LINES
 
 
-class _Lines(asyncio.Protocol):
-    """Lines of a pipe."""
+class _Lines:
+    """The lines of a pipe's reading end, which it owns."""
 
-    def __init__(self, take: Any) -> None:
+    def __init__(self, descriptor: int, take: Callable[[str], None]) -> None:
+        self._descriptor = descriptor
         self._take = take
         self._rest = bytearray()
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.transport: asyncio.BaseTransport | None = None
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._open = True
+        os.set_blocking(descriptor, False)
+        self._loop.add_reader(descriptor, self._read)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
+    def _read(self) -> None:
+        try:
+            data = os.read(self._descriptor, _READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            self.close()
+            return
         self._rest += data
         *lines, rest = self._rest.split(b"\n")
         self._rest = bytearray(rest[:_LINE_LIMIT])
         for line in lines:
             self._take(line.decode("utf-8", "replace"))
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.ended.done():
-            self.ended.set_result(None)
+    def close(self) -> None:
+        """Idempotent; on the loop, or when that is closed."""
+        if not self._open:
+            return
+        self._open = False
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._descriptor)
+            if not self.ended.done():
+                self.ended.set_result(None)
+        os.close(self._descriptor)
+
+    def close_if_forsaken(self) -> None:
+        """From any thread: close it if its loop is closed; else the loop does so when the writer has ended."""
+        if self._loop.is_closed():
+            self.close()
 
 
 class DaemonProcess:
@@ -158,13 +180,12 @@ class DaemonProcess:
         try:
             with theirs:
                 self._spawn(binary, theirs)
-            _live.add(self)
-            await self._attach()
             return await self._ready(deadline), ours
         except BaseException:
             ours.close()
             self.dispose()
-            self._close_pipes()
+            for pipe in self._pipes:
+                pipe.close()
             raise
 
     def _spawn(self, binary: Path, theirs: socket.socket) -> None:
@@ -174,32 +195,30 @@ class DaemonProcess:
             "owner_fd": theirs.fileno(),
             "control_path": str(self.control_path),
         }
-        with tempfile.TemporaryFile() as stdin:
-            stdin.write(json.dumps(config).encode())
-            stdin.seek(0)
-            try:
+        out, out_end = os.pipe()
+        log, log_end = os.pipe()
+        self._first_line = asyncio.get_running_loop().create_future()
+        self._pipes = [_Lines(out, self._take_first), _Lines(log, self._logs.take)]
+        try:
+            with tempfile.TemporaryFile() as stdin:
+                stdin.write(json.dumps(config).encode())
+                stdin.seek(0)
                 self._popen = subprocess.Popen(
                     [str(binary)],
                     stdin=stdin,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
+                    stdout=out_end,
+                    stderr=log_end,
                     pass_fds=(theirs.fileno(),),
                     cwd="/",
                     # a group of its own: Ctrl-C is for the program, which ends the daemon in order
                     process_group=0,
                 )
-            except OSError as error:
-                raise DaemonStartError(f"{binary} cannot be run: {error}", "run `make buildgo` anew") from error
-
-    async def _attach(self) -> None:
-        loop = asyncio.get_running_loop()
-        popen = self._popen
-        assert popen is not None
-        assert popen.stdout is not None
-        assert popen.stderr is not None
-        self._first_line = loop.create_future()
-        for pipe, take in ((popen.stdout, self._take_first), (popen.stderr, self._logs.take)):
-            self._pipes.append(await _read_lines(loop, pipe, take))
+        except OSError as error:
+            raise DaemonStartError(f"{binary} cannot be run: {error}", "run `make buildgo` anew") from error
+        finally:
+            os.close(out_end)
+            os.close(log_end)
+        _live.add(self)
 
     def _take_first(self, line: str) -> None:
         if self._first_line is not None and not self._first_line.done():
@@ -262,7 +281,8 @@ class DaemonProcess:
                     await self.wait(_KILL_SECONDS)
         finally:
             self.dispose()
-            self._close_pipes()
+            for pipe in self._pipes:
+                pipe.close()
 
     def dispose(self) -> None:
         """End it at once, from any thread, and without its loop. Idempotent; does nothing in a forked child."""
@@ -273,6 +293,8 @@ class DaemonProcess:
             self._signal("kill")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 popen.wait(_KILL_SECONDS)
+        for pipe in self._pipes:
+            pipe.close_if_forsaken()
         self._cleanup()
 
     def _signal(self, how: str) -> None:
@@ -283,21 +305,6 @@ class DaemonProcess:
     def _cleanup(self) -> None:
         _live.discard(self)
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _close_pipes(self) -> None:
-        for pipe in self._pipes:
-            if pipe.transport is not None:
-                pipe.transport.close()
-        popen = self._popen
-        if popen is not None and not self._pipes:
-            for stream in (popen.stdout, popen.stderr):
-                if stream is not None:
-                    stream.close()
-
-
-async def _read_lines(loop: asyncio.AbstractEventLoop, pipe: IO[bytes], take: Any) -> _Lines:
-    _, protocol = await loop.connect_read_pipe(lambda: _Lines(take), pipe)
-    return protocol
 
 
 #: Those that run. At exit, whoever was not shut down is killed; registered when this module is loaded, so that the

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -48,7 +49,8 @@ func (c *conn) serve() error {
 	c.sock.Close()
 	c.running.Wait()
 	<-c.out.done
-	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+	// a client that ends with frames unread resets the connection
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) {
 		return nil
 	}
 	return err

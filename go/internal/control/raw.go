@@ -33,7 +33,10 @@ func (s *stream) sendBytes(ns *netStream) error {
 			return err
 		}
 		if it.fin {
-			return ns.CloseWrite()
+			if err := ns.CloseWrite(); err != nil {
+				return streamFault(ns, err)
+			}
+			return nil
 		}
 		_, err = ns.Write(it.payload)
 		s.done(it)

@@ -41,9 +41,9 @@ type Server struct {
 	guests  net.Listener
 	// guestFolder was made for the guests' socket, and goes with it; "" if it was there.
 	guestFolder string
-	conns   sync.WaitGroup
-	serving sync.WaitGroup // streams that peers opened
-	active  atomic.Int64   // streams of all connections
+	conns       sync.WaitGroup
+	serving     sync.WaitGroup // streams that peers opened
+	active      atomic.Int64   // streams of all connections
 
 	// Shutdown is closed when the owner asks the daemon to stop.
 	Shutdown     chan struct{}
