@@ -37,6 +37,8 @@ _LOG_PERIOD = 10.0
 #: Bytes of the longest line read from the daemon.
 _LINE_LIMIT = 1024 * 1024
 _READ_BYTES = 64 * 1024
+#: The longest path that a socket can have: 108 bytes on Linux, 104 on macOS, with the zero at the end.
+_SOCKET_PATH_BYTES = 103
 #: Seconds that each step of ending the daemon may take: asking it, SIGTERM, SIGKILL.
 _ASK_SECONDS = 0.4
 _TERM_SECONDS = 0.3
@@ -137,6 +139,13 @@ class _Lines:
             self.close()
 
 
+def _control_path() -> Path:
+    """A new place for the socket: in the folder for temporary files, or in /tmp where that has too long a name."""
+    path = Path(f"hivemind-{secrets.token_hex(8)}", "control.sock")
+    usual = tempfile.gettempdir() / path
+    return usual if len(os.fsencode(usual)) <= _SOCKET_PATH_BYTES else Path("/tmp") / path
+
+
 class DaemonProcess:
     """One child. Used on the loop that started it, except `dispose`.
 
@@ -151,8 +160,8 @@ class DaemonProcess:
         self._logs = _Logs()
         self._first_line: asyncio.Future[str] | None = None
         # made by the daemon with mode 0700, and removed by it unless it is killed
-        self._folder = Path(tempfile.gettempdir()) / f"hivemind-{secrets.token_hex(8)}"
-        self.control_path = self._folder / "control.sock"
+        self.control_path = _control_path()
+        self._folder = self.control_path.parent
 
     @property
     def pid(self) -> int | None:

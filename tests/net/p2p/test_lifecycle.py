@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -295,3 +296,15 @@ async def test_an_unreachable_peer_is_named_with_each_address() -> None:
         text = str(caught.value)
         assert all(str(address) in text for address in addresses), text
         assert "refused" in text
+
+
+@pytest.mark.asyncio
+async def test_a_long_name_of_the_temporary_folder_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths of sockets are short."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    p2p = await P2P.create(startup_timeout=60)
+    await p2p.shutdown()
