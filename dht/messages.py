@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from hivemind.clock import DHTExpiration, get_dht_time
@@ -51,6 +52,8 @@ _CHECK_IN_POOL = 16
 _validator_faults = RateLimit()
 
 
+# the same few nodes are named again and again
+@lru_cache(maxsize=8192)
 def parse_id(raw: bytes) -> DHTID:
     """
     :raises ProtocolViolation: if it has more than 160 bits
@@ -58,6 +61,9 @@ def parse_id(raw: bytes) -> DHTID:
     if len(raw) > 20:
         raise ProtocolViolation(f"an id of {len(raw)} bytes, at most 20 are allowed")
     return DHTID.from_bytes(raw)
+
+
+_parse_peer = lru_cache(maxsize=8192)(PeerID)
 
 
 @dataclass
@@ -118,7 +124,7 @@ def parse_neighbors(result: dht_pb2.FindResult, excluded: tuple[DHTID, PeerID]) 
     nearest: dict[DHTID, PeerID] = {}
     for raw_id, raw_peer in zip(result.nearest_node_ids[:MAX_NEIGHBORS], result.nearest_peer_ids, strict=False):
         try:
-            node_id, peer_id = parse_id(raw_id), PeerID(raw_peer)
+            node_id, peer_id = parse_id(raw_id), _parse_peer(raw_peer)
         except (ProtocolViolation, ConfigError):
             continue
         if node_id != excluded[0] and peer_id != excluded[1]:

@@ -340,10 +340,10 @@ class DHTProtocol(ServicerBase):
         for raw_key in request.keys:
             key = parse_id(raw_key)
             result = self._found_here(key)
-            for node_id, peer_id in self.routing_table.get_nearest_neighbors(key, self.bucket_size, exclude=sender):
-                result.nearest_node_ids.append(node_id.to_bytes())
-                result.nearest_peer_ids.append(peer_id.to_bytes())
-            size += len(result.value) + 64 * (len(result.nearest_node_ids) + 1)
+            nearest = self.routing_table.get_nearest_neighbors(key, self.bucket_size, exclude=sender)
+            result.nearest_node_ids.extend([node_id.to_bytes() for node_id, _ in nearest])
+            result.nearest_peer_ids.extend([peer_id.to_bytes() for _, peer_id in nearest])
+            size += len(result.value) + 64 * (len(nearest) + 1)
             if size > _MAX_ANSWER_BYTES:
                 raise MessageTooLarge(f"response size exceeds {_TOO_LARGE}: ask for fewer keys")
             response.results.append(result)

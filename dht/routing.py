@@ -72,7 +72,7 @@ class DHTID(int):
         self, length: int = ID_BYTES, byteorder: Literal["big", "little"] = "big", *, signed: bool = False
     ) -> bytes:
         """20 bytes, big-endian."""
-        return super().to_bytes(length, byteorder, signed=signed)
+        return int.to_bytes(self, length, byteorder, signed=signed)
 
     @classmethod
     def from_bytes(  # type: ignore[override]
