@@ -341,11 +341,10 @@ func startDaemon(t *testing.T, change func(*config.Config)) *daemon {
 		change(&cfg)
 	}
 	n := startNode(t, cfg)
-	level := slog.LevelError
+	log := slog.New(slog.DiscardHandler)
 	if os.Getenv("P2PD_TEST_LOG") != "" {
-		level = slog.LevelDebug
+		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	d := &daemon{node: n, server: NewServer(n, Limits{MaxMessage: cfg.MaxMessage, MaxUnary: cfg.MaxUnary}, log)}
 	t.Cleanup(d.server.Close)
 	d.client = d.connect(t, true)

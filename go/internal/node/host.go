@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
@@ -18,6 +19,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 
@@ -43,6 +45,9 @@ const (
 
 // newHost makes a libp2p host that listens and dials as configured.
 func newHost(cfg *config.Config, key crypto.PrivKey, counter *traffic) (host.Host, error) {
+	if err := checkPorts(cfg); err != nil {
+		return nil, err
+	}
 	limits, err := resourceManager()
 	if err != nil {
 		return nil, fmt.Errorf("resource limits: %w", err)
@@ -72,6 +77,30 @@ func newHost(cfg *config.Config, key crypto.PrivKey, counter *traffic) (host.Hos
 		return nil, fmt.Errorf("%w: %w", ErrListen, err)
 	}
 	return h, nil
+}
+
+// checkPorts refuses TCP ports that another process listens on. The library shares them (SO_REUSEPORT, for hole punching), so that two
+// daemons of one user would take each other's connections.
+func checkPorts(cfg *config.Config) error {
+	if cfg.NoListen {
+		return nil
+	}
+	for _, text := range cfg.Listen {
+		addr := ma.StringCast(text) // Validate has parsed it
+		if port, err := addr.ValueForProtocol(ma.P_TCP); err != nil || port == "0" {
+			continue
+		}
+		network, host, err := manet.DialArgs(addr)
+		if err != nil {
+			continue // not plain TCP
+		}
+		probe, err := net.Listen(network, host)
+		if err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrListen, text, err)
+		}
+		probe.Close()
+	}
+	return nil
 }
 
 func muxer() *yamux.Transport {

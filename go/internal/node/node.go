@@ -97,7 +97,11 @@ func (n *Node) ID() peer.ID { return n.host.ID() }
 
 // Addrs are the addresses this peer advertises, each with its id at the end.
 func (n *Node) Addrs() []ma.Multiaddr {
-	addrs, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: n.host.ID(), Addrs: n.host.Addrs()})
+	own := n.host.Addrs()
+	if len(own) == 0 {
+		return nil // where the library would give the bare id
+	}
+	addrs, err := peer.AddrInfoToP2pAddrs(&peer.AddrInfo{ID: n.host.ID(), Addrs: own})
 	if err != nil { // the id is our own
 		n.log.Error("own addresses", "error", err)
 	}

@@ -1,0 +1,379 @@
+package life
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// patience bounds every wait of the tests.
+const patience = 30 * time.Second
+
+// The test binary plays all parts: with this variable set it is a daemon, or a parent that starts one.
+const roleVariable = "P2PD_TEST_ROLE"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(roleVariable) {
+	case "daemon":
+		os.Exit(Run(os.Stdin, os.Stdout, os.Stderr))
+	case "parent":
+		os.Exit(playParent())
+	}
+	os.Exit(m.Run())
+}
+
+// playParent starts a daemon that watches this process, prints its ready line, and waits to be killed. A grandchild without
+// an exec's care for descriptors would keep the daemon's pipes open: here the daemon's standard input is left open likewise.
+func playParent() int {
+	daemon := command("daemon")
+	daemon.Stdin = strings.NewReader(fmt.Sprintf(`{"parent_pid": %d, "auto_nat": false, "relay": false}`, os.Getpid()))
+	daemon.Stdout = os.Stdout
+	if err := daemon.Start(); err != nil {
+		return 1
+	}
+	time.Sleep(time.Hour)
+	return 0
+}
+
+func command(role string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// process is a daemon in a process of its own.
+type process struct {
+	cmd    *exec.Cmd
+	line   map[string]any // its first line of output
+	owner  net.Conn
+	exited chan int
+}
+
+// startProcess starts a daemon with an owner's connection and the given further fields.
+func startProcess(t *testing.T, fields map[string]any) *process {
+	t.Helper()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
+	owner, err := net.FileConn(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours.Close()
+	t.Cleanup(func() { owner.Close() })
+
+	cfg := map[string]any{"owner_fd": 3, "parent_pid": os.Getpid(), "auto_nat": false, "relay": false}
+	for key, value := range fields {
+		cfg[key] = value
+	}
+	text, err := json.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: command("daemon"), owner: owner, exited: make(chan int, 1)}
+	p.cmd.Stdin = strings.NewReader(string(text))
+	p.cmd.ExtraFiles = []*os.File{theirs}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	t.Cleanup(func() { _ = p.cmd.Process.Kill() })
+	line, err := bufio.NewReader(out).ReadBytes('\n')
+	if err != nil {
+		t.Fatal("no first line:", err)
+	}
+	if err := json.Unmarshal(line, &p.line); err != nil {
+		t.Fatalf("%q: %v", line, err)
+	}
+	go func() {
+		_ = p.cmd.Wait()
+		p.exited <- p.cmd.ProcessState.ExitCode()
+	}()
+	return p
+}
+
+func (p *process) mustExit(t *testing.T, code int) {
+	t.Helper()
+	select {
+	case got := <-p.exited:
+		if got != code {
+			t.Errorf("exit code %d, not %d", got, code)
+		}
+	case <-time.After(patience):
+		t.Error("it lives on")
+	}
+}
+
+func TestReadyLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "control.sock")
+	p := startProcess(t, map[string]any{"control_path": path})
+	id, _ := p.line["peer_id"].(string)
+	addrs, _ := p.line["addrs"].([]any)
+	if p.line["ready"] != true || p.line["version"] != 1.0 || p.line["pid"] != float64(p.cmd.Process.Pid) ||
+		p.line["control"] != path || len(addrs) != 1 || !strings.HasSuffix(fmt.Sprint(addrs[0]), "/p2p/"+id) {
+		t.Errorf("%v", p.line)
+	}
+	p.owner.Close()
+	p.mustExit(t, ExitOK)
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("the control socket is left: %v", err)
+	}
+}
+
+func TestFatalLines(t *testing.T) {
+	folder := t.TempDir()
+	garbage := filepath.Join(folder, "garbage")
+	if err := os.WriteFile(garbage, []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	port := taken.Addr().(*net.TCPAddr).Port
+	free := port // nobody is there that speaks the protocol: the bootstrap fails
+	for name, c := range map[string]struct {
+		fields map[string]any
+		fatal  string
+		code   int
+		text   string
+	}{
+		"config":   {map[string]any{"tls": false, "noise": false, "max_message": 0}, "config", ExitConfig, "max_message"},
+		"unknown":  {map[string]any{"colour": "red"}, "config", ExitConfig, "colour"},
+		"parent":   {map[string]any{"parent_pid": 1 << 22}, "config", ExitConfig, "parent"},
+		"owner":    {map[string]any{"owner_fd": 77}, "config", ExitConfig, "owner_fd"},
+		"identity": {map[string]any{"identity_path": garbage}, "identity", ExitIdentity, garbage},
+		"listen":   {map[string]any{"listen": []string{fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", port)}}, "listen", ExitListen, fmt.Sprint(port)},
+		"bootstrap": {map[string]any{
+			"bootstrap":         []string{fmt.Sprintf("/ip4/127.0.0.1/tcp/%d/p2p/12D3KooWDkoDGH4nombUoQhXxEbkG7JYCxY3GexGA3XsQqPL4vqW", free)},
+			"bootstrap_timeout": 0.3,
+		}, "bootstrap", ExitBootstrap, "failed to connect to bootstrap peers"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := startProcess(t, c.fields)
+			text := fmt.Sprint(p.line["error"])
+			if p.line["fatal"] != c.fatal || !strings.Contains(text, c.text) || p.line["hint"] == "" {
+				t.Errorf("%v", p.line)
+			}
+			p.mustExit(t, c.code)
+		})
+	}
+}
+
+func TestSignalsStop(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		p := startProcess(t, nil)
+		if err := p.cmd.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+		p.mustExit(t, ExitOK)
+	}
+}
+
+// TestSecondSignalKills: a call that nobody answers keeps the daemon for its grace period after the first signal.
+func TestSecondSignalKills(t *testing.T) {
+	callee, caller := startProcess(t, nil), startProcess(t, nil)
+	hangingCall(t, caller, callee)
+	if err := caller.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	again := time.NewTicker(100 * time.Millisecond) // the first may still be on its way
+	defer again.Stop()
+	deadline := time.After(patience)
+	for {
+		select {
+		case <-again.C:
+			_ = caller.cmd.Process.Signal(syscall.SIGTERM)
+		case code := <-caller.exited:
+			if code != ExitKilled {
+				t.Errorf("exit code %d", code)
+			}
+			return
+		case <-deadline:
+			t.Fatal("it lives on")
+		}
+	}
+}
+
+func TestFirstSignalWaitsForCallsOnlySoLong(t *testing.T) {
+	callee, caller := startProcess(t, nil), startProcess(t, nil)
+	hangingCall(t, caller, callee)
+	begun := time.Now()
+	if err := caller.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	caller.mustExit(t, ExitOK)
+	if took := time.Since(begun); took < drainTime {
+		t.Errorf("a call under way was given %s only", took)
+	}
+}
+
+// TestKilledPeersBreakTheirStreams: what a killed daemon leaves behind must not look like a proper end.
+func TestKilledPeersBreakTheirStreams(t *testing.T) {
+	callee, caller := startProcess(t, nil), startProcess(t, nil)
+	hangingCall(t, caller, callee)
+	if err := callee.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	kind, code, _, text := receive(t, caller.owner)
+	if kind != frameReset || code != 5 {
+		t.Errorf("frame %d, code %d: %s", kind, code, text)
+	}
+}
+
+func TestDaemonEndsWithItsParent(t *testing.T) {
+	parent := command("parent")
+	out, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer parent.Process.Kill() //nolint:errcheck // it is dead by then
+	var ready Ready
+	line, err := bufio.NewReader(out).ReadBytes('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(line, &ready); err != nil || !ready.Ready {
+		t.Fatalf("%q: %v", line, err)
+	}
+	if err := parent.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = parent.Wait()
+	begun := time.Now()
+	for !ended(ready.PID) {
+		if time.Since(begun) > patience {
+			t.Fatal("the daemon lives on")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Logf("gone after %s", time.Since(begun))
+}
+
+// ended tells whether a process of another's has ended; nobody but init may have waited for it yet.
+func ended(pid int) bool {
+	if err := syscall.Kill(pid, 0); errors.Is(err, syscall.ESRCH) {
+		return true
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || strings.Contains(string(stat), ") Z ")
+}
+
+func TestShutdownRequestStops(t *testing.T) {
+	p := startProcess(t, nil)
+	request(t, p.owner, `{"op": "hello", "version": 1}`)
+	request(t, p.owner, `{"op": "shutdown"}`)
+	p.mustExit(t, ExitOK)
+}
+
+func TestLogsNeverBlock(t *testing.T) {
+	read, written := io.Pipe() // nobody reads yet
+	logs := NewLogWriter(written)
+	for i := range logBacklog + 100 {
+		fmt.Fprintf(logs, "line %d\n", i)
+	}
+	go func() {
+		logs.Flush(patience)
+		written.Close()
+	}()
+	text, err := io.ReadAll(read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Count(string(text), "line ")
+	if lines < logBacklog || lines > logBacklog+2 || !strings.Contains(string(text), `"msg":"log lines dropped"`) {
+		t.Errorf("%d lines; the loss is not told: %t", lines, strings.Contains(string(text), "dropped"))
+	}
+}
+
+// The control protocol, as far as these tests need it.
+const (
+	frameRequest = 1
+	frameOpen    = 3
+	frameAccept  = 5
+	frameReset   = 8
+)
+
+func send(t *testing.T, sock net.Conn, kind, flags byte, code uint16, stream uint32, payload []byte) {
+	t.Helper()
+	frame := binary.LittleEndian.AppendUint32(nil, uint32(len(payload)))
+	frame = append(frame, kind, flags)
+	frame = binary.LittleEndian.AppendUint16(frame, code)
+	frame = binary.LittleEndian.AppendUint32(frame, stream)
+	frame = binary.LittleEndian.AppendUint32(frame, 0)
+	if _, err := sock.Write(append(frame, payload...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func receive(t *testing.T, sock net.Conn) (kind byte, code uint16, stream uint32, payload []byte) {
+	t.Helper()
+	if err := sock.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	var head [16]byte
+	if _, err := io.ReadFull(sock, head[:]); err != nil {
+		t.Fatal(err)
+	}
+	payload = make([]byte, binary.LittleEndian.Uint32(head[0:]))
+	if _, err := io.ReadFull(sock, payload); err != nil {
+		t.Fatal(err)
+	}
+	return head[4], binary.LittleEndian.Uint16(head[6:]), binary.LittleEndian.Uint32(head[8:]), payload
+}
+
+func request(t *testing.T, sock net.Conn, text string) {
+	t.Helper()
+	send(t, sock, frameRequest, 0, 0, 7, []byte(text))
+	if _, _, _, answer := receive(t, sock); strings.Contains(string(answer), "error") {
+		t.Fatalf("%s: %s", text, answer)
+	}
+}
+
+// hangingCall makes a unary call that the callee's owner never answers.
+func hangingCall(t *testing.T, caller, callee *process) {
+	t.Helper()
+	request(t, callee.owner, `{"op": "hello", "version": 1}`)
+	request(t, callee.owner, `{"op": "listen", "name": "T.rpc_x", "mode": 1}`)
+	request(t, caller.owner, `{"op": "hello", "version": 1}`)
+	addrs, err := json.Marshal(callee.line["addrs"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	request(t, caller.owner, fmt.Sprintf(`{"op": "connect", "peer": %q, "addrs": %s, "timeout": 30}`, callee.line["peer_id"], addrs))
+	id, err := peer.Decode(callee.line["peer_id"].(string))
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := binary.LittleEndian.AppendUint16(nil, uint16(len(id)))
+	payload = binary.LittleEndian.AppendUint16(payload, uint16(len("T.rpc_x")))
+	payload = append(append(payload, id...), "T.rpc_x..."...)
+	send(t, caller.owner, frameOpen, 2, 1, 1, payload)
+	if kind, _, _, _ := receive(t, callee.owner); kind != frameAccept {
+		t.Fatalf("frame type %d", kind)
+	}
+}

@@ -1,0 +1,356 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"hivemind/p2pd/internal/config"
+)
+
+// patience bounds every wait of the tests.
+const patience = 30 * time.Second
+
+// hasty is well below the 5 s that a QUIC dial of a dead peer takes by itself, and well above what a refusal takes.
+const hasty = 3 * time.Second
+
+const (
+	loopbackTCP  = "/ip4/127.0.0.1/tcp/0"
+	loopbackQUIC = "/ip4/127.0.0.1/udp/0/quic-v1"
+)
+
+func testConfig() config.Config {
+	cfg := config.Default()
+	cfg.AutoNAT, cfg.Relay = false, false
+	return cfg
+}
+
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func start(t *testing.T, change func(*config.Config)) *Node {
+	t.Helper()
+	cfg := testConfig()
+	if change != nil {
+		change(&cfg)
+	}
+	n, err := New(within(t), &cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Close)
+	return n
+}
+
+func through(n *Node) func(*config.Config) {
+	return func(cfg *config.Config) { cfg.Bootstrap = texts(n.Addrs()) }
+}
+
+func texts(addrs []ma.Multiaddr) []string {
+	var out []string
+	for _, addr := range addrs {
+		out = append(out, addr.String())
+	}
+	return out
+}
+
+func info(t *testing.T, n *Node) peer.AddrInfo {
+	t.Helper()
+	infos, err := peer.AddrInfosFromP2pAddrs(n.Addrs()...)
+	if err != nil || len(infos) != 1 {
+		t.Fatal(infos, err)
+	}
+	return infos[0]
+}
+
+func TestPeersAreFoundByTheirID(t *testing.T) {
+	first := start(t, nil)
+	a, b := start(t, through(first)), start(t, through(first))
+	b.Handle("T.rpc_x", func(s network.Stream) { _ = s.Close() })
+	found, err := a.FindPeer(within(t), b.ID())
+	if err != nil || len(found.Addrs) == 0 {
+		t.Fatal(found, err)
+	}
+	// A third knows nothing of b but its id.
+	c := start(t, through(first))
+	s, err := c.Open(within(t), b.ID(), "T.rpc_x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Reset()
+	if !c.Connected(b.ID()) {
+		t.Error("not connected")
+	}
+}
+
+func TestStrangersAreNotFound(t *testing.T) {
+	first := start(t, nil)
+	a, stranger := start(t, through(first)), start(t, nil)
+	if _, err := a.FindPeer(within(t), stranger.ID()); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "routing: not found") {
+		t.Error(err)
+	}
+	if _, err := a.Open(within(t), stranger.ID(), "T.x"); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+	alone := start(t, func(cfg *config.Config) { cfg.DHTMode = config.DHTOff })
+	if _, err := alone.FindPeer(within(t), stranger.ID()); !errors.Is(err, ErrNotFound) {
+		t.Error(err)
+	}
+}
+
+func TestDeadPeersFailFastAndByName(t *testing.T) {
+	both := func(cfg *config.Config) { cfg.Listen = []string{loopbackTCP, loopbackQUIC} }
+	first, dead := start(t, nil), start(t, both)
+	a := start(t, func(cfg *config.Config) { both(cfg); through(first)(cfg) })
+	target := info(t, dead)
+	dead.Close()
+	for _, try := range []func() error{
+		func() error { return a.Connect(within(t), target) },
+		func() error { _, err := a.Open(within(t), target.ID, "T.x"); return err },
+	} {
+		begun := time.Now()
+		err := try()
+		if !errors.Is(err, ErrUnreachable) {
+			t.Error(err)
+		}
+		if took := time.Since(begun); took > hasty {
+			t.Errorf("took %s", took)
+		}
+		for _, addr := range target.Addrs {
+			if err != nil && !strings.Contains(err.Error(), addr.String()) {
+				t.Errorf("%s is not named in: %s", addr, err)
+			}
+		}
+	}
+	if err := a.Connect(within(t), target); err == nil || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("no reason: %v", err)
+	}
+}
+
+func TestSilentPeersFailAtTheDeadline(t *testing.T) {
+	a, other := start(t, nil), start(t, nil)
+	silent := ma.StringCast("/ip4/192.0.2.1/tcp/1") // a network for documentation: nobody answers, or nothing routes there
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	begun := time.Now()
+	err := a.Connect(ctx, peer.AddrInfo{ID: other.ID(), Addrs: []ma.Multiaddr{silent}})
+	if err == nil || !strings.Contains(err.Error(), silent.String()) {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(begun); took > hasty {
+		t.Errorf("took %s", took)
+	}
+}
+
+func TestSelfIsNoPeer(t *testing.T) {
+	a := start(t, nil)
+	if err := a.Connect(within(t), info(t, a)); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "dial to self attempted") {
+		t.Error(err)
+	}
+	if _, err := a.Open(within(t), a.ID(), "T.x"); !errors.Is(err, ErrUnreachable) {
+		t.Error(err)
+	}
+}
+
+func TestWrongIdentityIsUnreachable(t *testing.T) {
+	a, b, c := start(t, nil), start(t, nil), start(t, nil)
+	impostor := peer.AddrInfo{ID: c.ID(), Addrs: info(t, b).Addrs}
+	if err := a.Connect(within(t), impostor); !errors.Is(err, ErrUnreachable) {
+		t.Error(err)
+	}
+}
+
+func TestTCPIsPreferred(t *testing.T) {
+	both := func(cfg *config.Config) { cfg.Listen = []string{loopbackTCP, loopbackQUIC} }
+	a, b := start(t, both), start(t, both)
+	if err := a.Connect(within(t), info(t, b)); err != nil {
+		t.Fatal(err)
+	}
+	if peers := a.Peers(); len(peers) != 1 || !strings.Contains(peers[0].Addrs[0].String(), "/tcp/") {
+		t.Error(peers)
+	}
+	if err := a.Disconnect(b.ID()); err != nil || a.Connected(b.ID()) {
+		t.Errorf("still connected: %v", err)
+	}
+}
+
+func TestEverySecurityTransportServes(t *testing.T) {
+	for name, change := range map[string]func(*config.Config){
+		"tls only":   func(cfg *config.Config) { cfg.Noise = false },
+		"noise only": func(cfg *config.Config) { cfg.TLS = false },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := start(t, change), start(t, nil)
+			if err := a.Connect(within(t), info(t, b)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	a := start(t, func(cfg *config.Config) { cfg.Noise = false })
+	b := start(t, func(cfg *config.Config) { cfg.TLS = false })
+	if err := a.Connect(within(t), info(t, b)); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("nothing in common: %v", err)
+	}
+}
+
+func TestBootstrapFailures(t *testing.T) {
+	dead := start(t, nil)
+	addrs := texts(dead.Addrs())
+	dead.Close()
+	cfg := testConfig()
+	cfg.Bootstrap = addrs
+	begun := time.Now()
+	_, err := New(within(t), &cfg, slog.New(slog.DiscardHandler))
+	if !errors.Is(err, ErrBootstrap) || !strings.Contains(err.Error(), "failed to connect to bootstrap peers") ||
+		!strings.Contains(err.Error(), strings.Split(addrs[0], "/p2p/")[0]) {
+		t.Error(err)
+	}
+	if took := time.Since(begun); took > hasty {
+		t.Errorf("took %s", took)
+	}
+}
+
+func TestOneBootstrapPeerIsEnough(t *testing.T) {
+	dead, live := start(t, nil), start(t, nil)
+	addrs := append(texts(dead.Addrs()), texts(live.Addrs())...)
+	dead.Close()
+	n := start(t, func(cfg *config.Config) { cfg.Bootstrap = addrs })
+	if !n.Connected(live.ID()) {
+		t.Error("not connected")
+	}
+}
+
+func TestLatecomersAreJoinedInTheBackground(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	first := start(t, func(cfg *config.Config) { cfg.IdentityPath = path })
+	addrs := texts(first.Addrs())
+	first.Close()
+	n := start(t, func(cfg *config.Config) { cfg.Bootstrap, cfg.RequireBootstrap = addrs, false })
+	again := start(t, func(cfg *config.Config) {
+		cfg.IdentityPath = path
+		cfg.Listen = []string{strings.Split(addrs[0], "/p2p/")[0]}
+	})
+	deadline := time.Now().Add(patience)
+	for !n.Connected(again.ID()) {
+		if time.Now().After(deadline) {
+			t.Fatal("not joined")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func TestAddressesThatCannotBeHad(t *testing.T) {
+	taken := start(t, nil)
+	cfg := testConfig()
+	cfg.Listen = []string{info(t, taken).Addrs[0].String()}
+	if _, err := New(within(t), &cfg, slog.New(slog.DiscardHandler)); !errors.Is(err, ErrListen) {
+		t.Error(err)
+	}
+}
+
+func TestAnnouncedAddressesReplaceOwn(t *testing.T) {
+	const announced = "/ip4/198.51.100.7/tcp/4000"
+	n := start(t, func(cfg *config.Config) { cfg.Announce = []string{announced} })
+	if got := texts(n.Addrs()); len(got) != 1 || got[0] != announced+"/p2p/"+n.ID().String() {
+		t.Error(got)
+	}
+}
+
+func TestPeersThatDoNotListenCanCall(t *testing.T) {
+	b := start(t, nil)
+	a := start(t, func(cfg *config.Config) { cfg.NoListen = true; through(b)(cfg) })
+	if addrs := a.Addrs(); len(addrs) != 0 {
+		t.Error(addrs)
+	}
+	a.Handle("T.x", func(s network.Stream) { _ = s.Close() })
+	s, err := b.Open(within(t), a.ID(), "T.x") // back through a's connection
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Reset()
+}
+
+func TestIdentityFiles(t *testing.T) {
+	folder := t.TempDir()
+	path := filepath.Join(folder, "fresh")
+	made, err := Identity(path)
+	if err != nil || made.Type() != crypto.Ed25519 {
+		t.Fatal(made, err)
+	}
+	if stat, err := os.Stat(path); err != nil || stat.Mode().Perm() != 0o400 {
+		t.Error(stat, err)
+	}
+	again, err := Identity(path)
+	if err != nil || !again.Equals(made) {
+		t.Error("another key the second time", err)
+	}
+	if left, err := os.ReadDir(folder); err != nil || len(left) != 1 {
+		t.Error("files are left", left, err)
+	}
+
+	// As hivemind 1.1 writes it: PrivateKey{RSA, PKCS#1 DER}.
+	rsa, _, err := crypto.GenerateRSAKeyPair(2048, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := crypto.MarshalPrivateKey(rsa)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(folder, "rsa")
+	if err := os.WriteFile(path, data, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	n := start(t, func(cfg *config.Config) { cfg.IdentityPath = path })
+	if id, err := peer.IDFromPrivateKey(rsa); err != nil || n.ID() != id || !strings.HasPrefix(id.String(), "Qm") {
+		t.Error(n.ID(), id, err)
+	}
+
+	for name, content := range map[string][]byte{"empty": {}, "garbage": []byte("garbage"), "huge": make([]byte, maxIdentitySize+1)} {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Identity(path); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := Identity(filepath.Join(folder, "missing", "key")); err == nil {
+		t.Error("made a key where there is no folder")
+	}
+}
+
+func TestDialsAreRanked(t *testing.T) {
+	const relay = "/ip4/1.2.3.4/tcp/1/p2p/12D3KooWDkoDGH4nombUoQhXxEbkG7JYCxY3GexGA3XsQqPL4vqW/p2p-circuit"
+	for text, want := range map[string]time.Duration{
+		"/ip4/127.0.0.1/tcp/1":         0,
+		"/ip4/127.0.0.1/udp/1/quic-v1": privateDelay,
+		"/ip4/10.0.0.1/udp/1/quic-v1":  privateDelay,
+		"/ip4/1.2.3.4/tcp/1":           0,
+		"/ip4/1.2.3.4/udp/1/quic-v1":   publicDelay,
+		relay:                          relayDelay,
+	} {
+		ranked := rankDials([]ma.Multiaddr{ma.StringCast(text), ma.StringCast("/ip4/1.2.3.4/tcp/2")})
+		if ranked[0].Delay != want {
+			t.Errorf("%s: %s, not %s", text, ranked[0].Delay, want)
+		}
+	}
+	if alone := rankDials([]ma.Multiaddr{ma.StringCast(relay)}); alone[0].Delay != 0 {
+		t.Errorf("a relay that is the only way waits %s", alone[0].Delay)
+	}
+}
