@@ -320,10 +320,12 @@ class DHT:
     def node(self) -> DHTNode:
         """The node; use its methods on the network thread only (`run_coroutine`, or `hivemind.runtime`).
 
-        :raises RuntimeClosedError: unless it was started, has joined and was not shut down
+        Waits until it has joined; on the network thread, which must not wait, that is an error.
+
+        :raises RuntimeClosedError: unless it was started and not shut down
         """
         starting = self._started()
-        if not starting.done():
+        if not starting.done() and self._runtime.in_network_thread():
             raise RuntimeClosedError("the DHT has not joined yet: wait_until_ready() first")
         return starting.result()
 
@@ -339,7 +341,7 @@ class DHT:
     def peer_id(self) -> PeerID:
         """The id of the node's peer; waits until the node has joined."""
         if self._peer_id is None:
-            self._peer_id = self._node_from_outside().peer_id
+            self._peer_id = self.node.peer_id
         return self._peer_id
 
     @property
@@ -387,12 +389,6 @@ class DHT:
         if starting.done():
             return starting.result()
         return await asyncio.shield(asyncio.wrap_future(starting))
-
-    def _node_from_outside(self) -> DHTNode:
-        starting = self._started()
-        if not starting.done() and self._runtime.in_network_thread():
-            return self.node
-        return starting.result()
 
     def _submit(
         self, function: Callable[..., Coroutine[Any, Any, T]], return_future: bool, *args: Any

@@ -184,9 +184,9 @@ class Getter:
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
         def pass_on(ended: asyncio.Future[FoundValue | None]) -> None:
+            error = ended.exception()
             if result.done():
                 return
-            error = ended.exception()
             if error is None:
                 result.set_result(self.decode(key, ended.result()))
             else:

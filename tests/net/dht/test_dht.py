@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -190,6 +191,27 @@ def test_replica_for_another_loop(swarm: list[DHT]) -> None:
     assert swarm[0].store("key", 1, get_dht_time() + 60)
 
 
+def test_a_forked_child_is_told(swarm: list[DHT]) -> None:
+    """The network thread is not there in a child: no hang, one clear error; the parent's DHT is left as it is."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later advise against what is tested
+        child = os.fork()
+    if child == 0:
+        try:
+            swarm[0].shutdown()
+            swarm[1].get("key")
+        except RuntimeClosedError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        assert "forked child" in told.read()
+    os.waitpid(child, 0)
+    assert swarm[0].store("key", 1, get_dht_time() + 60)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -252,8 +274,9 @@ def test_shutdown_during_the_start() -> None:
     dht = DHT(start=True, await_ready=False, **LOCAL)
     dht.shutdown()
     assert not dht.is_alive()
-    with DHT(start=True, **LOCAL) as other:
+    with DHT(start=True, await_ready=False, **LOCAL) as other:
         assert other.is_alive()
+        assert other.node.peer_id == other.peer_id, "asking for the node waits for it"
         with pytest.raises(ConfigError, match="seconds"):
             other.wait_until_ready(-1)
 
