@@ -1,0 +1,254 @@
+"""Averagers on the in-memory network under the virtual clock: groups form, average, and end by their deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hivemind.averaging import AveragingMode
+from hivemind.clock import get_dht_time, monotonic
+from hivemind.errors import AllreduceException
+from hivemind.virtual_clock import run_virtual
+
+from tests.support.averagers import averagers
+
+#: Virtual seconds that a round of present peers may take: far below the window of 5 s.
+AT_ONCE = 1.0
+
+
+def test_all_present_the_round_starts_at_once() -> None:
+    async def main() -> None:
+        async with averagers(16) as swarm:
+            for _ in range(3):
+                began = monotonic()
+                results = await swarm.step_all(timeout=30)
+                assert monotonic() - began < AT_ONCE
+                everybody = {member.peer_id: int(member.value) for member in swarm.members}
+                assert all(result == everybody for result in results)
+                assert all(member.values == {7.5} for member in swarm.members)
+                for member in swarm.members:
+                    member.reset()
+
+    run_virtual(main)
+
+
+def test_bit_by_bit_the_same_on_all() -> None:
+    async def main() -> None:
+        async with averagers(5) as swarm:
+            for index, member in enumerate(swarm.members):
+                member.core.tensors[0].copy_(0.1 * (index + 1) ** 3)
+            await swarm.step_all(timeout=30)
+            first = swarm.members[0].core.tensors
+            for member in swarm.members[1:]:
+                assert all(a.equal(b) for a, b in zip(first, member.core.tensors, strict=True))
+
+    run_virtual(main)
+
+
+def test_a_peer_that_still_computes_is_waited_for() -> None:
+    async def main() -> None:
+        async with averagers(4) as swarm:
+            early = asyncio.gather(*(member.core.step(timeout=30) for member in swarm.members[:3]))
+            await asyncio.sleep(3)
+            assert not early.done()
+            late = monotonic()
+            result = await swarm.members[3].core.step(timeout=30)
+            await early
+            assert len(result) == 4
+            assert monotonic() - late < AT_ONCE
+            assert all(member.values == {1.5} for member in swarm.members)
+
+    run_virtual(main)
+
+
+def test_one_that_stays_away_costs_one_window() -> None:
+    async def main() -> None:
+        async with averagers(4) as swarm:
+            present = swarm.members[:3]
+            began = monotonic()
+            results = await swarm.step_all(present, timeout=30)
+            assert all(len(result) == 3 for result in results)  # type: ignore[arg-type]
+            assert 4.5 < monotonic() - began < 6
+            for _ in range(3):
+                began = monotonic()
+                await swarm.step_all(present, timeout=30)
+                assert monotonic() - began < AT_ONCE
+            # it comes back, and is in the group again
+            lone = asyncio.ensure_future(swarm.members[3].core.step(timeout=30))
+            await asyncio.sleep(1)
+            results = await swarm.step_all(present, timeout=30)
+            assert all(len(result) == 4 for result in [*results, await lone])  # type: ignore[arg-type]
+
+    run_virtual(main)
+
+
+def test_one_that_says_goodbye_is_not_waited_for() -> None:
+    async def main() -> None:
+        async with averagers(4) as swarm:
+            await swarm.step_all(timeout=30)
+            await swarm.leave(swarm.members[3])
+            began = monotonic()
+            results = await swarm.step_all(timeout=30)
+            assert all(len(result) == 3 for result in results)  # type: ignore[arg-type]
+            assert monotonic() - began < AT_ONCE
+
+    run_virtual(main)
+
+
+def test_groups_of_the_target_size() -> None:
+    async def main() -> None:
+        async with averagers(16, target_group_size=4) as swarm:
+            began = monotonic()
+            results = await swarm.step_all(timeout=60)
+            assert all(len(result) == 4 for result in results)  # type: ignore[arg-type]
+            assert monotonic() - began < 5
+            for member, result in zip(swarm.members, results, strict=True):
+                assert member.values == {sum(result.values()) / 4}  # type: ignore[union-attr]
+
+    run_virtual(main)
+
+
+def test_a_grid_of_groups_averages_everybody() -> None:
+    """Moshpit: 16 peers in a 4 x 4 grid; after two rounds all hold the mean of all."""
+
+    async def main() -> None:
+        async with averagers(16, target_group_size=4) as swarm:
+            for index, member in enumerate(swarm.members):
+                await member.core.set_group_bits(format(index // 4, "02b"))
+            results = await swarm.step_all(timeout=60)
+            assert all(len(result) == 4 for result in results)  # type: ignore[arg-type]
+            cells = [await member.core.get_group_bits() for member in swarm.members]
+            assert sorted(cells) == sorted(["00", "01", "10", "11"] * 4)
+            results = await swarm.step_all(timeout=60)
+            assert all(len(result) == 4 for result in results)  # type: ignore[arg-type]
+            assert all(member.values == {7.5} for member in swarm.members)
+
+    run_virtual(main)
+
+
+def test_client_mode_peers_and_auxiliary_peers() -> None:
+    async def main() -> None:
+        async with averagers(3) as swarm:
+            client = await swarm.join(client_mode=True)
+            helper = await swarm.join(auxiliary=True)
+            assert client.core.mode is AveragingMode.CLIENT
+            assert helper.core.mode is AveragingMode.AUX
+            for _ in range(2):
+                for member in swarm.members:
+                    member.reset()
+                results = await swarm.step_all(timeout=60, known_peers=5)
+                assert all(len(result) == 5 for result in results)  # type: ignore[arg-type]
+                # 0, 1, 2 and the client's 3; the auxiliary peer's 4 has no weight
+                assert all(member.values == {1.5} for member in swarm.members)
+            # neither declares itself, but by now the others know them
+            began = monotonic()
+            results = await swarm.step_all(timeout=60)
+            assert all(len(result) == 5 for result in results)  # type: ignore[arg-type]
+            assert monotonic() - began < AT_ONCE
+
+    run_virtual(main)
+
+
+def test_weights_and_changes_made_during_the_round() -> None:
+    async def main() -> None:
+        async with averagers(2) as swarm:
+            first, second = swarm.members
+            control = first.core.make_step(weight=3.0, timeout=30)
+            first.core.start_step(control)
+            other = asyncio.ensure_future(second.core.step(timeout=30))
+            await asyncio.sleep(2)
+            assert control.stage.name == "AWAITING_TRIGGER"
+            assert first.values == {0.0}
+            control.weight = 1.0
+            first.core.tensors[0].fill_(4.0)  # before the exchange begins: it counts
+            control.allow_allreduce()
+            # after it has begun: it is kept on top of the average
+            while not control.began_allreduce:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.005)
+            first.core.tensors[1].add_(100.0)
+            await control
+            await other
+            assert first.core.tensors[0].tolist() == [2.5] * 5
+            assert first.core.tensors[1].tolist() == [100.5] * 3
+            assert second.core.tensors[1].tolist() == [0.5] * 3
+            assert control.report is not None
+            assert set(control.report.members) == {first.peer_id, second.peer_id}
+            assert control.report.failed == ()
+
+    run_virtual(main)
+
+
+def test_scheduled_steps_begin_when_all_are_there() -> None:
+    async def main() -> None:
+        async with averagers(4) as swarm:
+            began = monotonic()
+            results = await swarm.step_all(timeout=60, scheduled_time=get_dht_time() + 20)
+            assert all(len(result) == 4 for result in results)  # type: ignore[arg-type]
+            assert monotonic() - began < AT_ONCE
+            # the next declaration must be later than the one for 20 s ahead, but the window is not
+            began = monotonic()
+            results = await swarm.step_all(swarm.members[:3], timeout=60)
+            assert all(len(result) == 3 for result in results)  # type: ignore[arg-type]
+            assert monotonic() - began < 7
+
+    run_virtual(main)
+
+
+def test_alone_the_step_ends_by_its_deadline_and_changes_nothing() -> None:
+    async def main() -> None:
+        async with averagers(1) as swarm:
+            began = monotonic()
+            (error,) = await swarm.step_all(timeout=12)
+            assert isinstance(error, AllreduceException)
+            assert "could not find a group" in str(error)
+            assert 11.9 < monotonic() - began < 13
+            assert swarm.members[0].values == {0.0}
+
+    run_virtual(main)
+
+
+def test_cancelled_and_never_triggered_steps() -> None:
+    async def main() -> None:
+        async with averagers(3) as swarm:
+            control = swarm.members[0].core.make_step(timeout=20)
+            swarm.members[0].core.start_step(control)
+            others = asyncio.ensure_future(swarm.step_all(swarm.members[1:], timeout=60))
+            await asyncio.sleep(1)
+            assert control.stage.name == "AWAITING_TRIGGER"
+            assert control.cancel()
+            results = await others
+            assert all(len(result) == 2 for result in results)  # type: ignore[arg-type]
+            assert swarm.members[0].values == {0.0}
+            # the averager is as good as before
+            results = await swarm.step_all(timeout=60)
+            assert all(len(result) == 3 for result in results)  # type: ignore[arg-type]
+
+            control = swarm.members[0].core.make_step(timeout=10)
+            swarm.members[0].core.start_step(control)
+            others = asyncio.ensure_future(swarm.step_all(swarm.members[1:], timeout=60))
+            began = monotonic()
+            (error,) = await asyncio.gather(control, return_exceptions=True)
+            assert isinstance(error, AllreduceException)
+            assert "allow_allreduce" in str(error)
+            assert monotonic() - began < 11
+            assert all(len(result) == 2 for result in await others)  # type: ignore[arg-type]
+
+    run_virtual(main)
+
+
+def test_peers_with_other_tensors_or_another_class_do_not_meet() -> None:
+    async def main() -> None:
+        async with averagers(2) as swarm:
+            swarm.name = "OtherAverager"
+            await swarm.join()
+            swarm.name = "DecentralizedAverager"
+            odd = await swarm.join(start=False)
+            odd.core._matchmaking._schema_hash = b"other"
+            await odd.core.start()
+            results = await swarm.step_all(timeout=20)
+            assert [len(result) for result in results[:2]] == [2, 2]  # type: ignore[arg-type]
+            assert all(isinstance(result, AllreduceException) for result in results[2:])
+            assert "BAD_SCHEMA" not in str(results[3])
+            assert [member.values for member in swarm.members] == [{0.5}, {0.5}, {2.0}, {3.0}]
+
+    run_virtual(main)
