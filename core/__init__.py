@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hivemind.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from hivemind.averaging import DecentralizedAverager as DecentralizedAverager
     from hivemind.clock import MAX_DHT_TIME_DISCREPANCY_SECONDS as MAX_DHT_TIME_DISCREPANCY_SECONDS
     from hivemind.clock import DHTExpiration as DHTExpiration
     from hivemind.clock import get_dht_time as get_dht_time
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from hivemind.errors import P2PHandlerError as P2PHandlerError
     from hivemind.log import get_logger as get_logger
     from hivemind.log import use_hivemind_log_handler as use_hivemind_log_handler
+    from hivemind.optim import Optimizer as Optimizer
     from hivemind.p2p import P2P as P2P
     from hivemind.p2p import P2PContext as P2PContext
     from hivemind.p2p import PeerID as PeerID
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 
 #: module → public names of ``hivemind`` that live there; a test holds it equal to the imports above
 _HOMES = {
+    "hivemind.averaging": ("DecentralizedAverager",),
     "hivemind.clock": ("MAX_DHT_TIME_DISCREPANCY_SECONDS", "DHTExpiration", "get_dht_time"),
     "hivemind.compression": (
         "CompressionBase",
@@ -95,6 +98,7 @@ _HOMES = {
         "P2PHandlerError",
     ),
     "hivemind.log": ("get_logger", "use_hivemind_log_handler"),
+    "hivemind.optim": ("Optimizer",),
     "hivemind.p2p": ("P2P", "P2PContext", "PeerID", "PeerInfo", "ServicerBase", "StubBase"),
     "hivemind.serializer": ("MSGPackSerializer", "SerializerBase"),
     "hivemind.timed_storage": ("TimedStorage", "ValueWithExpiration"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 TEST_IMAGES = 360
@@ -16,9 +18,13 @@ Samples = tuple[Tensor, Tensor]
 
 def load() -> tuple[Samples, Samples]:
     """Training and test set: images float32 [n, 1, 8, 8] from 0 to 1, labels int64 [n]. The same split each time."""
-    data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.tensor(data.target)
+    # the file that sklearn.datasets.load_digits reads: importing all of scikit-learn takes longer than the training
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    path = Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.float32))
+    images, labels = table[:, :64].reshape(-1, 1, 8, 8) / 16, table[:, 64].long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     test, train = order[:TEST_IMAGES], order[TEST_IMAGES:]
     return (images[train], labels[train]), (images[test], labels[test])

@@ -48,7 +48,7 @@ def main() -> None:
         target_batch_size=arguments.target_batch_size,
         batch_size_per_step=arguments.batch_size,
         optimizer=torch.optim.Adam(model.parameters(), lr=digits.LEARNING_RATE),
-        matchmaking_time=2.0,
+        matchmaking_time=4.0,
         averaging_timeout=10.0,
     )
 
@@ -64,7 +64,7 @@ def main() -> None:
         if optimizer.local_epoch != epoch or time.monotonic() > last_report + REPORT_PERIOD:
             epoch, last_report = optimizer.local_epoch, time.monotonic()
             accuracy, sent = digits.accuracy(model, test), dht.run_coroutine(bytes_sent)
-            report("progress", epoch=epoch, samples=samples, loss=loss.item(), accuracy=accuracy, bytes_sent=sent)
+            report("training", epoch=epoch, samples=samples, loss=loss.item(), accuracy=accuracy, bytes_sent=sent)
 
     torch.save(model.state_dict(), arguments.save_to)
     report("done", epoch=optimizer.local_epoch, samples=samples, bytes_sent=dht.run_coroutine(bytes_sent))

@@ -8,198 +8,163 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import importlib
 import signal
 import sys
 import tempfile
 import time
-from asyncio.subprocess import PIPE, Process
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import digits
-import torch
-from rich.table import Table
-from view import PeerView, SwarmView, megabytes
+from process import PeerProcess
+from view import PeerView, SwarmView
 
-HERE = Path(__file__).parent
 REFRESH_PERIOD = 0.25  # seconds
-TOLERANCE = 0.03  # accuracy that the swarm may lack
-LOG_LINES = 20
 
 
 class SwarmError(Exception):
     """The run cannot go on; the text says why."""
 
 
-class Peer:
-    """A peer's process, and what it has reported."""
+class Swarm:
+    """The peers of one run."""
 
-    def __init__(self, view: PeerView, folder: Path) -> None:
-        self.view = view
-        self.parameters = folder / f"{view.index}.pt"
-        self.log = folder / f"{view.index}.log"
-        self.addresses: list[str] = []
-        # set when it has reported so, and when it has ended
-        self.ready, self.done = asyncio.Event(), asyncio.Event()
-        self._process: Process | None = None
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.arguments = arguments
+        count = arguments.peers + arguments.late_peers
+        self.peers = [PeerProcess(PeerView(f"peer {number + 1}"), folder) for number in range(count)]
+        self.view = SwarmView([peer.view for peer in self.peers], arguments.epochs)
+        self.seconds = 0.0  # from the first step to the last
+        self._third_done = asyncio.Event()
 
-    async def start(self, arguments: argparse.Namespace, initial_peers: Sequence[str]) -> None:
-        command = [sys.executable, HERE / "peer.py", "--save_to", self.parameters]
-        command += ["--shard", str(self.view.index), str(arguments.peers), "--initial_peers", *initial_peers]
+    async def train(self) -> None:
+        """Run the peers from the first start to the last end."""
+        punctual, late = self.peers[: self.arguments.peers], self.peers[self.arguments.peers :]
+        async with asyncio.TaskGroup() as group:
+            refreshing = group.create_task(self._keep_fresh())
+            for peer in punctual:
+                group.create_task(peer.run(self._options(peer), self._addresses()))
+                if peer is punctual[0]:
+                    await self._joined(peer)  # the others need its address
+            for peer in punctual[1:]:
+                await self._joined(peer)
+            started = time.monotonic()
+            for peer in punctual:
+                peer.go_on()
+            for peer in late:
+                await self._third_done.wait()
+                group.create_task(peer.run(self._options(peer), self._addresses()))
+                await self._joined(peer)
+                peer.go_on()
+            for peer in self.peers:
+                await peer.done.wait()
+            self.seconds = time.monotonic() - started
+            for peer in self.peers:
+                peer.go_on()
+            refreshing.cancel()
+
+    async def end(self) -> None:
+        """Whatever still runs."""
+        await asyncio.gather(*(peer.kill() for peer in self.peers))
+
+    def finished(self) -> list[PeerProcess]:
+        """Those that came to the end, after a word on those that did not."""
+        for peer in self.peers:
+            if not peer.saved.exists():
+                self.view.say(f"{peer.view.name} was {peer.view.state}\n{peer.log_tail()}".rstrip())
+        return [peer for peer in self.peers if peer.saved.exists()]
+
+    def _options(self, peer: PeerProcess) -> list[str]:
+        options = ["--shard", str(self.peers.index(peer)), str(len(self.peers))]
         for name in ("epochs", "target_batch_size", "batch_size"):
-            command += [f"--{name}", str(getattr(arguments, name))]
-        with self.log.open("w") as log:
-            # a session of its own: Ctrl-C reaches this process only, which then ends the peers
-            self._process = await asyncio.create_subprocess_exec(
-                *command, stdin=PIPE, stdout=PIPE, stderr=log, start_new_session=True
-            )
-        self.view.pid = self._process.pid
+            options += [f"--{name}", str(getattr(self.arguments, name))]
+        return options
 
-    async def follow(self) -> None:
-        """Take its reports until it ends."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            self._take(json.loads(line))
-        code = await self._process.wait()
-        if self.view.state != "done" or code != 0:
-            self.view.state = f"lost ({signal.Signals(-code).name})" if code < 0 else f"failed ({code})"
-        self.ready.set()
-        self.done.set()
+    def _addresses(self) -> list[str]:
+        return [address for peer in self.peers if peer.view.alive for address in peer.addresses]
 
-    def _take(self, report: dict[str, object]) -> None:
-        event = report.pop("event")
-        if event == "ready":
-            self.addresses = report["addresses"]  # type: ignore[assignment]
-            self.ready.set()
-        else:
-            self.view.update(**report)
-        if event == "done":
-            self.done.set()
-        self.view.state = {"progress": "training"}.get(str(event), str(event))
+    async def _joined(self, peer: PeerProcess) -> None:
+        await peer.ready.wait()
+        if not peer.view.alive:
+            raise SwarmError(f"{peer.view.name} {peer.view.state}:\n{peer.log_tail()}")
+        self.view.say(f"{peer.view.name} has joined: pid {peer.view.pid}, {peer.addresses[0]}")
 
-    def go_on(self) -> None:
-        """Let it pass the point at which it waits."""
-        if self.view.alive and self._process is not None and self._process.stdin is not None:
-            self._process.stdin.write(b"\n")
-
-    async def kill(self) -> None:
-        """End it at once, if it runs. Its daemon ends with it."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
-
-    def log_tail(self) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+    async def _keep_fresh(self) -> None:
+        while True:
+            self.view.refresh()
+            if self.view.epoch >= self.arguments.epochs // 3:
+                self._third_done.set()
+            await asyncio.sleep(REFRESH_PERIOD)
 
 
-async def train(arguments: argparse.Namespace, peers: Sequence[Peer], view: SwarmView) -> float:
-    """Run the swarm from the first start to the last end.
-
-    :returns: seconds from the first step to the last
-    """
-    async with asyncio.TaskGroup() as group:
-        refreshing = group.create_task(keep_fresh(view))
-        first, *others = peers
-        await first.start(arguments, [])
-        group.create_task(first.follow())
-        await first.ready.wait()
-        for peer in others:
-            await peer.start(arguments, first.addresses)
-            group.create_task(peer.follow())
-        await asyncio.gather(*(peer.ready.wait() for peer in others))
-        for peer in peers:
-            if not peer.view.alive:
-                raise SwarmError(f"peer {peer.view.index + 1} did not start:\n{peer.log_tail()}")
-            view.say(f"peer {peer.view.index + 1} has joined: pid {peer.view.pid}, {peer.addresses[0]}")
-
-        started = time.monotonic()
-        for peer in peers:
-            peer.go_on()
-        await asyncio.gather(*(peer.done.wait() for peer in peers))
-        seconds = time.monotonic() - started
-        for peer in peers:
-            if not peer.view.alive:
-                view.say(f"peer {peer.view.index + 1} was {peer.view.state}\n{peer.log_tail()}".rstrip())
-            peer.go_on()
-        refreshing.cancel()
-    return seconds
-
-
-async def keep_fresh(view: SwarmView) -> None:
-    while True:
-        view.refresh()
-        await asyncio.sleep(REFRESH_PERIOD)
-
-
-async def supervise(arguments: argparse.Namespace) -> int:
+async def supervise(arguments: argparse.Namespace, folder: Path) -> int:
     """The whole run; the exit code."""
-    with tempfile.TemporaryDirectory() as folder:
-        peers = [Peer(PeerView(index), Path(folder)) for index in range(arguments.peers)]
-        try:
-            with SwarmView([peer.view for peer in peers], arguments.epochs) as view:
-                async with asyncio.timeout(arguments.time_limit):
-                    seconds = await train(arguments, peers, view)
-        except TimeoutError:
-            raise SwarmError(f"not done after {arguments.time_limit:.0f} s\n{peers[0].log_tail()}") from None
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-        finally:
-            await asyncio.gather(*(peer.kill() for peer in peers))
-        return judge(arguments, peers, seconds, view)
-
-
-def judge(arguments: argparse.Namespace, peers: Sequence[Peer], seconds: float, view: SwarmView) -> int:
-    """Compare what the peers have saved with one process that does the same alone; the exit code."""
-    _, test = digits.load()
-    model = digits.make_model()
-    accuracies, vectors = [], []
-    for peer in peers:
-        if peer.parameters.exists():
-            model.load_state_dict(torch.load(peer.parameters, weights_only=True))
-            accuracies.append(digits.accuracy(model, test))
-            vectors.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach())
-    if not vectors:
-        raise SwarmError(f"no peer came to the end:\n{peers[0].log_tail()}")
-    samples = sum(peer.view.samples for peer in peers)
-    sent = sum(peer.view.bytes_sent for peer in peers)
-
-    samples_per_step = max(1, samples // arguments.epochs)
-    started = time.monotonic()
-    alone = digits.accuracy(digits.train_alone(arguments.epochs, samples_per_step), test)
-    seconds_alone = time.monotonic() - started
-
-    swarm = sum(accuracies) / len(accuracies)
-    table = Table(title=f"{arguments.epochs} steps of about {samples_per_step:,} samples")
-    for column in ("", "test accuracy", "wall time", "bytes sent"):
-        table.add_column(column, justify="right" if column else "left")
-    table.add_row(f"swarm of {len(peers)}", f"{swarm:.1%}", f"{seconds:.1f} s", megabytes(sent))
-    table.add_row("one process", f"{alone:.1%}", f"{seconds_alone:.1f} s", megabytes(0))
-    view.console.print(table)
-    difference = max(float((vector - vectors[0]).abs().max()) for vector in vectors)
-    view.say(
-        f"{len(vectors)} of {len(peers)} peers came to the end; their parameters differ by {difference:.1e} at most"
+    swarm = Swarm(arguments, folder)
+    # needs torch, which takes seconds to load: meanwhile the peers start
+    loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, "verdict"))
+    try:
+        with swarm.view:
+            async with asyncio.timeout(arguments.time_limit):
+                await swarm.train()
+    except TimeoutError:
+        raise SwarmError(f"not done after {arguments.time_limit:g} s\n{swarm.peers[0].log_tail()}") from None
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    finally:
+        await swarm.end()
+    finished = swarm.finished()
+    if not finished:
+        raise SwarmError("no peer came to the end")
+    verdict = (await loading).judge(
+        [peer.saved for peer in finished],
+        steps=arguments.epochs,
+        samples=sum(peer.view.samples for peer in swarm.peers),
+        seconds=swarm.seconds,
+        bytes_sent=sum(peer.view.bytes_sent for peer in swarm.peers),
     )
-    if swarm < alone - TOLERANCE:
-        view.say(f"the swarm is worse than one process by more than {TOLERANCE:.0%}: something is wrong")
-        return 1
-    return 0
+    swarm.view.console.print(verdict.table())
+    swarm.view.say(
+        f"{len(finished)} of {len(swarm.peers)} peers came to the end; "
+        f"their parameters differ by {verdict.difference:.1e} at most"
+    )
+    if not verdict.good:
+        swarm.view.say("the swarm has learnt less than one process: something is wrong")
+    return 0 if verdict.good else 1
 
 
-def main() -> int:
+@contextmanager
+def folder_for(path: Path | None) -> Iterator[Path]:
+    """``path``, made if missing; without one a folder that is gone afterwards."""
+    if path is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peers", type=int, default=4)
+    parser.add_argument("--peers", type=int, default=4, help="peers that begin together")
+    parser.add_argument("--late_peers", type=int, default=0, help="peers that join when a third is done")
     parser.add_argument("--epochs", type=int, default=30, help="steps of the swarm")
     parser.add_argument("--target_batch_size", type=int, default=2048, help="samples of the whole swarm per step")
     parser.add_argument("--batch_size", type=int, default=32, help="samples that a peer does at once")
     parser.add_argument("--time_limit", type=float, default=300.0, help="seconds after which the run has failed")
+    parser.add_argument("--folder", type=Path, help="where to leave the peers' logs and parameters")
     arguments = parser.parse_args()
-    if arguments.peers < 1 or arguments.epochs < 1:
-        parser.error("--peers and --epochs: at least 1")
+    if arguments.peers < 1 or arguments.epochs < 1 or arguments.late_peers < 0:
+        parser.error("--peers and --epochs: at least 1; --late_peers: at least 0")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return asyncio.run(supervise(arguments))
+        with folder_for(arguments.folder) as folder:
+            return asyncio.run(supervise(arguments, folder))
     except SwarmError as error:
         print(error, file=sys.stderr)
         return 1

@@ -23,7 +23,7 @@ PLAIN_PERIOD = 1.0  # seconds between two plain lines
 class PeerView:
     """What is known of one peer from its reports."""
 
-    index: int
+    name: str
     pid: int = 0
     state: str = "starting"
     epoch: int = 0
@@ -37,17 +37,14 @@ class PeerView:
     def alive(self) -> bool:
         return self.state in ("ready", "training", "done")
 
-    def update(
-        self, *, epoch: int, samples: int, bytes_sent: int, loss: float | None = None, accuracy: float | None = None
-    ) -> None:
-        """Take what it has reported."""
+    def update(self, **reported: float) -> None:
+        """Take what it has reported: values of the fields above."""
+        for name, value in reported.items():
+            setattr(self, name, value)
         now = time.monotonic()
-        self._history.append((now, samples))
+        self._history.append((now, self.samples))
         while self._history[0][0] < now - SPEED_WINDOW:
             self._history.popleft()
-        self.epoch, self.samples, self.bytes_sent = epoch, samples, bytes_sent
-        self.loss = self.loss if loss is None else loss
-        self.accuracy = self.accuracy if accuracy is None else accuracy
 
     @property
     def samples_per_second(self) -> float:
@@ -64,7 +61,7 @@ class SwarmView:
     def __init__(self, peers: Sequence[PeerView], epochs: int) -> None:
         self.peers = peers
         self.epochs = epochs
-        self.console = Console(stderr=False, highlight=False)
+        self.console = Console(highlight=False)
         self._started = time.monotonic()
         self._live = Live(console=self.console, auto_refresh=False, transient=True) if sys.stdout.isatty() else None
         self._next_line = 0.0
@@ -86,7 +83,7 @@ class SwarmView:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def refresh(self) -> None:
         """Show what has changed."""
@@ -116,7 +113,7 @@ class SwarmView:
             table.add_column(column, justify="left" if column in ("peer", "state") else "right")
         for peer in self.peers:
             table.add_row(
-                str(peer.index + 1),
+                peer.name,
                 str(peer.pid or ""),
                 Text(peer.state, style="green" if peer.alive else "yellow" if peer.state == "starting" else "red"),
                 str(peer.epoch),

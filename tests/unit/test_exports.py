@@ -17,7 +17,7 @@ import hivemind.utils
 #: Names that hivemind 1.1 documents at these places, as far as they are built.
 PUBLIC = {
     "hivemind": (
-        "DHT P2P P2PContext P2PHandlerError PeerID PeerInfo get_dht_time get_logger use_hivemind_log_handler "
+        "DHT DecentralizedAverager Optimizer P2P P2PContext P2PHandlerError PeerID PeerInfo get_dht_time get_logger use_hivemind_log_handler "
         "Float16Compression NoCompression SizeAdaptiveCompression RoleAdaptiveCompression PerTensorCompression "
         "MSGPackSerializer ValueWithExpiration TimedStorage averaging compression dht optim p2p proto utils __version__"
     ),
@@ -27,6 +27,8 @@ PUBLIC = {
         "serialize_torch_tensor"
     ),
     "hivemind.dht": "DHT DHTNode DHTID DHTValue DEFAULT_NUM_WORKERS CompositeValidator RecordValidatorBase",
+    "hivemind.averaging": "DecentralizedAverager",
+    "hivemind.optim": "Optimizer",
     "hivemind.p2p": "P2P P2PContext P2PDaemonError P2PHandlerError PeerID PeerInfo ServicerBase StubBase",
     "hivemind.utils": (
         "get_dht_time get_logger use_hivemind_log_handler MSGPackSerializer SerializerBase TimedStorage "
