@@ -1,0 +1,230 @@
+"""The end of an epoch on one peer: average gradients, step, average the state.
+
+Each part may fail, when peers die or cannot be reached, and has its deadline; training goes on with what there is.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from hivemind.averaging import AveragingStage, StepControl
+from hivemind.clock import Deadline, get_dht_time, monotonic
+from hivemind.errors import HivemindError, MatchmakingException
+from hivemind.identity import PeerID
+from hivemind.log import get_logger
+from hivemind.optim.config import OptimizerOptions
+from hivemind.optim.epoch import Readiness
+from hivemind.optim.grad_averager import GradientAverager
+from hivemind.optim.planning import PlannedRound, give_up
+from hivemind.optim.state_averager import TrainingStateAverager
+from hivemind.optim.tracker import ProgressTracker
+from hivemind.runtime import wait_for
+
+__all__ = ["GlobalStep", "StepReport"]
+
+logger = get_logger(__name__)
+
+#: Weight in the state average of a peer that has not made the swarm's step: a thousandth of the others', but not zero,
+#: so that a swarm of which nobody has still finds together.
+_WEIGHT_OUT_OF_STEP = 1e-3
+#: Seconds for a last look at who is there before an epoch ends without the others.
+_MAKE_SURE_SECONDS = 1.0
+#: Seconds between two looks at how the swarm goes while a round is under way.
+_LOOK_UP_SECONDS = 0.25
+#: Share of the newest measurement in the time from the end of an epoch to its state round.
+_DELAY_ALPHA = 0.3
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """How an epoch ended on this peer.
+
+    :param epoch: the one that begins
+    :param reason: why the last one ended
+    :param gradient_peers: whose gradients were averaged, with this peer; 1: only its own
+    :param state_peers: whose state was averaged, with this peer; 0: no round
+    :param seconds: it took
+    """
+
+    epoch: int
+    reason: Readiness
+    gradient_peers: int
+    state_peers: int
+    seconds: float
+
+
+class GlobalStep:
+    """Plans the rounds of an epoch and runs them at its end. Used by the training loop's thread."""
+
+    def __init__(
+        self,
+        tracker: ProgressTracker,
+        grad_averager: GradientAverager,
+        state_averager: TrainingStateAverager,
+        options: OptimizerOptions,
+    ) -> None:
+        self._tracker = tracker
+        self._grads = grad_averager
+        self._state = state_averager
+        self._options = options
+        self.grad_round = PlannedRound(grad_averager, options.averaging_timeout)
+        self.state_round = PlannedRound(state_averager, options.averaging_timeout)
+        #: seconds from the end of an epoch to its state round; None before the first
+        self.delay_before_state_averaging: float | None = None
+        self._level = tracker.status_loglevel
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch after this peer's, or the swarm's if that is ahead."""
+        return max(self._state.local_epoch + 1, self._tracker.global_epoch)
+
+    def plan(self) -> None:
+        """Look for the groups of the coming rounds if the epoch ends soon."""
+        now, eta = get_dht_time(), self._tracker.estimated_next_update_time
+        peers = self._tracker.expected_peers
+        if not peers or eta - now > self._options.matchmaking_time:
+            return
+        self.grad_round.plan(max(now, eta), peers)
+        if self.delay_before_state_averaging is not None and self._averages_state(self.next_epoch):
+            self.state_round.plan(max(now, eta) + self.delay_before_state_averaging, peers, gather=self.next_epoch)
+
+    def leave_rounds(self) -> list[StepControl]:
+        """Take no part in what is planned; returns the rounds that this peer follows with weight 0."""
+        left = [self.grad_round.leave(), self.state_round.leave()]
+        return [control for control in left if control is not None]
+
+    def can_join(self) -> bool:
+        """Whether a peer that is behind may meet the others in their next round soon."""
+        eta = self._tracker.estimated_next_update_time
+        return self.grad_round.has_group or eta - get_dht_time() <= self._options.matchmaking_time
+
+    def run(self, reason: Readiness) -> StepReport | None:
+        """End the epoch.
+
+        :returns: None if this peer met nobody and is behind, or has fallen behind meanwhile: it should download the
+            state instead of making a step of its own
+        """
+        started, options = monotonic(), self._options
+        next_epoch = self.next_epoch
+        averaged = self._average_gradients(next_epoch)
+        if averaged is None and self._tracker.global_epoch > self._state.local_epoch:
+            return None
+
+        auxiliary = options.auxiliary
+        with nullcontext() if auxiliary else self._grads.use_averaged_gradients():
+            self._state.advance(next_epoch, optimizer_step=not auxiliary)
+        self._grads.notify_used_averaged_gradients()
+        self._grads.reset_accumulated_grads_()
+
+        in_step = averaged is not None and reason is not Readiness.PEERS_AHEAD
+        met = self._average_state(next_epoch, averaged, 1.0 if in_step else _WEIGHT_OUT_OF_STEP, started)
+        if met:
+            # a peer that was behind joins the others in the middle of theirs: it has their parameters now
+            next_epoch = max(next_epoch, *(e for e in met.values() if self._is_plausible(e)), 0)
+            self._state.advance(next_epoch, optimizer_step=False)
+        self._tracker.update_epoch(next_epoch)
+        return StepReport(next_epoch, reason, len(averaged or ()) or 1, len(met), monotonic() - started)
+
+    def _is_plausible(self, epoch: Any) -> TypeGuard[int]:
+        """Whether what another member gave as its epoch can be so; the end of an epoch may not be reported yet."""
+        return type(epoch) is int and epoch <= self._tracker.global_epoch + 1
+
+    def _average_gradients(self, next_epoch: int) -> frozenset[PeerID] | None:
+        """The members of the round; None if there was none or it failed, and the gradients are this peer's own."""
+        expected = self._tracker.expected_peers
+        if not expected:
+            # alone, as far as is known: make sure, as peers that know each other only by old reports drift apart
+            self._tracker.fetch(_MAKE_SURE_SECONDS)
+            expected = self._tracker.expected_peers
+        if not expected and not self.grad_round.has_group:
+            self.leave_rounds()
+            self._grads.load_accumulators_into_averager_()
+            return None
+        control = self.grad_round.take(expected)
+        self._grads.step(
+            weight=0.0 if self._options.auxiliary else None, control=control, reset_accumulators=False, wait=False
+        )
+        members = self._run(control, expected, next_epoch, "gradients", "proceeding with local gradients")
+        return None if members is None else frozenset(members)
+
+    def _average_state(
+        self, epoch: int, averaged: frozenset[PeerID] | None, weight: float, started: float
+    ) -> Mapping[PeerID, Any]:
+        """The members of the round and the epochs they gave; none if there was no round or it failed."""
+        expected = (averaged or self._tracker.expected_peers) - {self._state.peer_id}
+        if not self._averages_state(epoch) or not (expected or self.state_round.has_group):
+            self.state_round.leave()
+            return {}
+        self._measure_delay(monotonic() - started)
+        control = self.state_round.take(expected, gather=epoch)
+        if not control.began_allreduce:
+            control.weight = 0.0 if self._options.auxiliary else weight
+        self._state.begin_round(control)
+        members = self._run(control, expected, epoch, "the state", "it stays this peer's own")
+        if members is None:
+            return {}
+        self._state.end_round()
+        return members
+
+    def _run(
+        self, control: StepControl, expected: frozenset[PeerID], epoch: int, what: str, otherwise: str
+    ) -> Mapping[PeerID, Any] | None:
+        """Wait for a round and remember who was in it and who was missing.
+
+        :returns: its members, with this peer, and what they gave to gather; None if it failed
+        """
+        try:
+            members = self._wait(control, what)
+        except HivemindError as error:
+            give_up(control)
+            self._tracker.mark_missed(expected)
+            logger.warning("could not average %s, %s: %s", what, otherwise, error)
+            return None
+        except BaseException:
+            give_up(control)
+            raise
+        self._tracker.mark_missed(expected - members.keys())
+        self._tracker.mark_met(members, epoch)
+        report = control.report
+        if report is not None:
+            logger.log(
+                self._level,
+                "averaged %s with %d peers: %.3f s to find them, %.3f s to exchange, attempt %d",
+                what,
+                len(members),
+                report.matchmaking_seconds,
+                report.allreduce_seconds,
+                report.attempts,
+            )
+        return members
+
+    def _wait(self, control: StepControl, what: str) -> Mapping[PeerID, Any]:
+        """The result of a round; looks up now and then whether it makes sense to go on looking for a group.
+
+        :raises HivemindError: if it failed or makes no sense
+        """
+        deadline = Deadline.after(control.get_timeout())
+        patience = Deadline.after(self._options.matchmaking_time)
+        swarm_epoch = self._tracker.global_epoch
+        while True:
+            concurrent.futures.wait([control], min(_LOOK_UP_SECONDS, deadline.remaining()))
+            if control.done() or deadline.expired:
+                return wait_for(control, Deadline.after(0), f"averaging {what}")
+            if control.stage is not AveragingStage.LOOKING_FOR_GROUP:
+                continue
+            if self._tracker.global_epoch > swarm_epoch:
+                raise MatchmakingException("the others have ended the epoch without this peer")
+            if patience.expired and not self._tracker.expected_peers:
+                raise MatchmakingException("no other peer is left")
+
+    def _averages_state(self, epoch: int) -> bool:
+        return epoch % self._options.average_state_every == 0
+
+    def _measure_delay(self, seconds: float) -> None:
+        known = self.delay_before_state_averaging
+        share = 1.0 if known is None else _DELAY_ALPHA
+        self.delay_before_state_averaging = share * seconds + (1 - share) * (known or 0.0)

@@ -1,0 +1,174 @@
+"""A swarm of processes that train digits (`support.training_peer`), started, watched and killed from a test.
+
+The processes are forked from one that has loaded torch, so that a peer costs milliseconds, not seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from hivemind.clock import Deadline
+from support.training_peer import run_peer
+
+__all__ = ["TrainingPeer", "TrainingSwarm"]
+
+#: Seconds for anything that takes a second or two on an idle machine; loading torch for the first time is among it.
+PATIENCE = 120.0
+_PRELOADED = ["torch", "sklearn.datasets", "hivemind.dht", "hivemind.optim", "support.training_peer"]
+
+
+class TrainingPeer:
+    """One process. `wait_for` blocks until it has said something; `finish` lets it leave."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self.events: list[dict[str, Any]] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=run_peer, args=(theirs, str(self.log)), name=name, daemon=True)
+        self.process.start()
+        theirs.close()
+        self._reader = threading.Thread(target=self._read, name=f"reader of {name}", daemon=True)
+        self._reader.start()
+
+    def tell(self, message: object) -> None:
+        """Send it something."""
+        self._pipe.send(message)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                event = self._pipe.recv()
+                with self._changed:
+                    self.events.append(event)
+                    self._changed.notify_all()
+        except (EOFError, OSError):
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def said(self, event: str, **facts: Any) -> dict[str, Any] | None:
+        """The first event of that kind in which every given number is reached."""
+        for said in list(self.events):
+            if said["event"] == event and all(said.get(name, -1) >= least for name, least in facts.items()):
+                return said
+        return None
+
+    def wait_for(self, event: str, seconds: float = PATIENCE, **facts: Any) -> dict[str, Any]:
+        """`said`, as soon as it is."""
+        deadline = Deadline.after(seconds)
+        with self._changed:
+            while (said := self.said(event, **facts)) is None:
+                if self._ended or deadline.expired:
+                    what = "ended" if self._ended else f"was silent for {seconds} s"
+                    raise AssertionError(f"{self.name} {what} before {event} {facts}\n{self.report()}")
+                self._changed.wait(deadline.remaining())
+        return said
+
+    def report(self) -> str:
+        """What it said and logged, for failures."""
+        said = [{k: v for k, v in event.items() if k != "parameters"} for event in self.events[-20:]]
+        log = self.log.read_text(errors="replace")[-6000:] if self.log.exists() else ""
+        return f"{self.name} said {said}\n{log}"
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The events of all epochs that it ended with others or alone; not those that it downloaded."""
+        return [said for said in list(self.events) if said["event"] == "epoch" and "gradients" in said]
+
+    @property
+    def parameters(self) -> list[np.ndarray[Any, Any]]:
+        """What it ended with."""
+        return list(self.wait_for("done")["parameters"])
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the peer; its daemon is a process of its own."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """End it at once, as the machine does that loses power."""
+        self.signal(signal.SIGKILL)
+        self._end(PATIENCE)
+
+    def finish(self, seconds: float = PATIENCE) -> None:
+        """Let it leave in order.
+
+        :raises AssertionError: if it does not end well in time
+        """
+        self.tell("leave")
+        self.wait_for("left", seconds)
+        self._end(seconds)
+        assert self.process.exitcode == 0, self.report()
+
+    def _end(self, seconds: float) -> None:
+        self.process.join(seconds)
+        self._reader.join(seconds)
+        self._pipe.close()
+
+
+class TrainingSwarm:
+    """Starts peers that find each other through the first. A context: at its end all are gone.
+
+    :param config: of every peer, see `support.training_peer`
+    """
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        self._folder = folder
+        self._config: dict[str, Any] = {
+            "batch_size": 32,
+            "target_batch_size": 256,
+            "epochs": 20,
+            "step_seconds": 0.0,
+            "client_mode": False,
+            "options": {},
+            "debug": [],
+            **config,
+        }
+        self.peers: list[TrainingPeer] = []
+        self._seeds: Sequence[str] | None = None
+
+    def join(self, **config: Any) -> TrainingPeer:
+        """One more peer, which joins the swarm and waits to be told to train."""
+        peer = TrainingPeer(f"peer{len(self.peers)}", self._folder)
+        self.peers.append(peer)
+        peer.tell({**self._config, "seed": len(self.peers), "initial_peers": self._seeds, **config})
+        if self._seeds is None:
+            self._seeds = peer.wait_for("ready")["addresses"]
+        return peer
+
+    def train(self, *peers: TrainingPeer) -> None:
+        """Let ``peers`` begin to train as soon as all of them are ready to."""
+        for peer in peers:
+            peer.wait_for("training")
+        for peer in peers:
+            peer.tell("go")
+
+    def start(self, number: int, **config: Any) -> list[TrainingPeer]:
+        """So many peers that train."""
+        peers = [self.join(**config) for _ in range(number)]
+        self.train(*peers)
+        return peers
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for peer in self.peers:
+            if peer.process.is_alive():
+                peer.kill()
