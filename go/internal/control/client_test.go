@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -31,7 +32,7 @@ type event struct {
 
 // client speaks the control protocol as the Python side does, frame by frame.
 type client struct {
-	t     *testing.T
+	t     testing.TB
 	sock  net.Conn
 	write sync.Mutex
 
@@ -45,6 +46,7 @@ type client struct {
 	nextID  uint32
 	nextReq uint32
 	manual  bool // the test grants credit itself
+	closed  atomic.Bool
 }
 
 func (c *client) channel(id uint32) chan event {
@@ -60,7 +62,7 @@ func (c *client) channel(id uint32) chan event {
 
 const requestBase = 1 << 31 // request numbers apart from stream numbers, to share one table
 
-func newClient(t *testing.T, sock net.Conn) *client {
+func newClient(t testing.TB, sock net.Conn) *client {
 	c := &client{
 		t: t, sock: sock, streams: make(map[uint32]chan event), accepts: make(chan event, 4096), ended: make(chan struct{}),
 		nextID: 1, nextReq: requestBase, spent: make(map[uint32]int), over: make(map[uint32]bool),
@@ -322,7 +324,7 @@ func testConfig() config.Config {
 	return cfg
 }
 
-func startNode(t *testing.T, cfg config.Config) *node.Node {
+func startNode(t testing.TB, cfg config.Config) *node.Node {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -334,7 +336,7 @@ func startNode(t *testing.T, cfg config.Config) *node.Node {
 	return n
 }
 
-func startDaemon(t *testing.T, change func(*config.Config)) *daemon {
+func startDaemon(t testing.TB, change func(*config.Config)) *daemon {
 	t.Helper()
 	cfg := testConfig()
 	if change != nil {
@@ -352,7 +354,7 @@ func startDaemon(t *testing.T, change func(*config.Config)) *daemon {
 }
 
 // connect makes another control connection, as a guest or as the owner.
-func (d *daemon) connect(t *testing.T, owner bool) *client {
+func (d *daemon) connect(t testing.TB, owner bool) *client {
 	t.Helper()
 	ours, theirs := socketPair(t)
 	go d.server.ServeConn(theirs, owner)
@@ -361,7 +363,7 @@ func (d *daemon) connect(t *testing.T, owner bool) *client {
 	return c
 }
 
-func socketPair(t *testing.T) (a, b net.Conn) {
+func socketPair(t testing.TB) (a, b net.Conn) {
 	t.Helper()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 	if err != nil {
@@ -376,7 +378,7 @@ func socketPair(t *testing.T) (a, b net.Conn) {
 }
 
 // startPair starts two daemons that are connected.
-func startPair(t *testing.T) (a, b *daemon) {
+func startPair(t testing.TB) (a, b *daemon) {
 	t.Helper()
 	a, b = startDaemon(t, nil), startDaemon(t, nil)
 	a.meet(b)
