@@ -31,6 +31,8 @@ P = ParamSpec("P")
 
 #: Seconds in which the loop must have ended its tasks when the thread stops.
 _STOP_SECONDS = 5.0
+#: Seconds after which a blocked caller looks for Ctrl-C again.
+_SIGNAL_SECONDS = 0.5
 
 
 class HivemindFuture(concurrent.futures.Future[T], Generic[T]):
@@ -135,7 +137,7 @@ class Runtime:
             raise RuntimeClosedError("a blocking call on the network thread would wait for itself: await it instead")
         future = self.submit(function, *args, **kwargs)
         try:
-            return future.result()
+            return _result(future)
         except BaseException:
             future.cancel()
             raise
@@ -230,6 +232,16 @@ def _cancel_from_afar(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) 
         loop.call_soon_threadsafe(task.cancel)
     except RuntimeError:  # the loop has ended, and its tasks with it
         logger.debug("cancelled after the network thread had stopped")
+
+
+def _result(future: concurrent.futures.Future[T]) -> T:
+    """The result, waited for in slices: Python misses a signal that comes just as a lock begins to wait."""
+    while True:
+        try:
+            return future.result(_SIGNAL_SECONDS)
+        except TimeoutError:
+            if future.done():
+                return future.result()
 
 
 _runtime_lock = threading.Lock()

@@ -35,8 +35,10 @@ __all__ = ["ControlClient"]
 
 logger = get_logger(__name__)
 
-#: Payloads up to this size are joined with their header: one write of two pieces costs more.
-_JOIN = 16 * 1024
+#: Frames are gathered up to this size before they are written.
+_FLUSH_BYTES = 256 * 1024
+#: Pieces of no more than this are joined: a vector of them costs more than the copy.
+_JOIN_BYTES = 32 * 1024
 #: Seconds that the daemon has beyond a deadline to say itself that it passed, with its reasons.
 _GRACE = 0.5
 #: Seconds in which the daemon answers what it knows without asking the network.
@@ -58,6 +60,8 @@ class ControlClient(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._vectored = False
+        self._pieces: list[Buffer] = []
+        self._pieces_bytes = 0
         self._reader = FrameReader(self)
         self._streams: dict[int, ControlStream] = {}
         self._requests: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -108,18 +112,32 @@ class ControlClient(asyncio.BufferedProtocol):
     # -- for streams -----------------------------------------------------------------------------------------------
 
     def write(self, header: bytes, payload: Buffer = b"") -> None:
-        transport = self._transport
-        if transport is None:
+        if self._transport is None:
             return  # whoever waits learns it from `fail`
-        if not payload:
-            transport.write(header)
-        elif len(payload) <= _JOIN:
-            transport.write(b"".join((header, payload)))
+        if not self._pieces:
+            # frames of one turn of the loop go out together: a system call costs more than all else here
+            self._loop.call_soon(self._flush)
+        self._pieces.append(header)
+        self._pieces_bytes += len(header)
+        if payload:
+            self._pieces.append(payload)
+            self._pieces_bytes += len(payload)
+        if self._pieces_bytes >= _FLUSH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        pieces, size = self._pieces, self._pieces_bytes
+        transport = self._transport
+        if not pieces or transport is None:
+            return
+        self._pieces, self._pieces_bytes = [], 0
+        if size <= _JOIN_BYTES:
+            transport.write(b"".join(pieces))
         elif self._vectored:
-            transport.writelines((header, payload))
+            transport.writelines(pieces)
         else:
-            transport.write(header)
-            transport.write(payload)
+            for piece in pieces:
+                transport.write(piece)
 
     def writable(self) -> asyncio.Future[None] | None:
         return self._room
@@ -340,6 +358,7 @@ class ControlClient(asyncio.BufferedProtocol):
     def abort(self, error: HivemindError) -> None:
         """`fail`, and drop the connection at once."""
         self.fail(error)
+        self._flush()
         if self._transport is not None:
             self._transport.abort()
 

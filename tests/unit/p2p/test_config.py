@@ -1,0 +1,127 @@
+"""Options of `P2P.create`: each wrong one names itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from multiaddr import Multiaddr
+
+from hivemind.config import make_options
+from hivemind.errors import ConfigError
+from hivemind.p2p import P2P, P2PConfig
+from hivemind.p2p.daemon import daemon_config
+
+PEER = "12D3KooWPci6KpjAHoo6UrZgu2mxg5JudqfLwifUXsnC2D8isJL6"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("initial_peers", ["nonsense"]),
+        ("initial_peers", ["/ip4/127.0.0.1/tcp/1"]),
+        ("initial_peers", [7]),
+        ("announce_maddrs", ["/ip4/1.2.3.4/tcp/0"]),
+        ("announce_maddrs", ["/ip4/1.2.3.4/udp/0/quic-v1"]),
+        ("host_maddrs", []),
+        ("host_maddrs", ["/ip4/300.0.0.1/tcp/0"]),
+        ("dht_mode", "maybe"),
+        ("force_reachability", "sometimes"),
+        ("startup_timeout", 0),
+        ("startup_timeout", float("nan")),
+        ("idle_timeout", -1),
+        ("persistent_conn_max_msg_size", 10),
+        ("tls", "yes"),
+        ("no_listen", None),
+        # of a later release: an error, never silence
+        ("force_reachability", "public"),
+        ("use_auto_relay", True),
+        ("trusted_relays", [f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"]),
+        ("use_ipfs", True),
+    ],
+)
+def test_a_wrong_option_names_itself(option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=option):
+        P2PConfig(**{option: value})
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="host_maddrs"):
+        make_options(P2PConfig, {"host_maddr": []}, where="P2P.create")
+
+
+@pytest.mark.asyncio
+async def test_create_checks_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match="startup_timeout"):
+        await P2P.create(start_timeout=3)
+    with pytest.raises(ConfigError, match="initial_peers"):
+        await P2P.create(["nonsense"])
+
+
+def test_addresses_are_text_or_multiaddrs_one_or_many() -> None:
+    config = P2PConfig(
+        initial_peers=[f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}", Multiaddr(f"/p2p/{PEER}")], host_maddrs="/ip4/0.0.0.0/tcp/0"
+    )
+    assert config.initial_peers == (Multiaddr(f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"), Multiaddr(f"/p2p/{PEER}"))
+    assert config.host_maddrs == (Multiaddr("/ip4/0.0.0.0/tcp/0"),)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "loopback"),
+    [
+        (["/ip4/127.0.0.1/tcp/0"], True),
+        (["/ip6/::1/tcp/0"], True),
+        (["/ip4/0.0.0.0/tcp/0"], False),
+        (["/ip4/127.0.0.1/tcp/0", "/ip4/10.0.0.1/tcp/0"], False),
+    ],
+)
+def test_what_is_reached_by_other_machines(hosts: list[str], loopback: bool) -> None:
+    assert P2PConfig(host_maddrs=hosts).only_loopback is loopback
+
+
+@pytest.mark.parametrize("option", ["quic", "use_relay_hop", "use_relay_discovery"])
+def test_options_that_are_gone_warn(option: str) -> None:
+    with pytest.warns(DeprecationWarning, match=option):
+        P2PConfig(**{option: True})
+
+
+def test_the_folder_of_an_identity_must_be_there(tmp_path: Path) -> None:
+    P2PConfig(identity_path=tmp_path / "key")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        P2PConfig(identity_path=str(tmp_path / "nowhere" / "key"))
+
+
+def test_options_reach_the_daemon(tmp_path: Path) -> None:
+    content = daemon_config(
+        P2PConfig(
+            initial_peers=[f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"],
+            announce_maddrs=["/ip4/5.6.7.8/tcp/9"],
+            host_maddrs=["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"],
+            identity_path=tmp_path / "key",
+            dht_mode="client",
+            auto_nat=False,
+            tls=False,
+            use_relay=False,
+            startup_timeout=10,
+            persistent_conn_max_msg_size=1_000_000,
+        )
+    )
+    assert content == {
+        "bootstrap": [f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"],
+        "announce": ["/ip4/5.6.7.8/tcp/9"],
+        "listen": ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"],
+        "no_listen": False,
+        "identity_path": str(tmp_path / "key"),
+        "dht_mode": "client",
+        "auto_nat": False,
+        "nat_port_map": True,
+        "tls": False,
+        "relay": False,
+        "bootstrap_timeout": 9.0,
+        "dial_timeout": 9.0,
+        "max_unary": 1_000_000,
+        "log_level": content["log_level"],
+    }
+    assert daemon_config(P2PConfig())["nat_port_map"] is False
+    assert daemon_config(P2PConfig(no_listen=True))["listen"] == []
