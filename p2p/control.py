@@ -27,7 +27,7 @@ from hivemind.p2p.framing import (
     unpack_target,
 )
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_STREAM_MESSAGE, WINDOW, check_request
-from hivemind.p2p.serving import answer, serve_stream
+from hivemind.p2p.serving import answer, end_handlers, serve_stream
 from hivemind.p2p.streams import ControlStream
 from hivemind.p2p.transport import Buffer, Mode, StreamHandler, UnaryHandler
 
@@ -364,7 +364,7 @@ class ControlClient(asyncio.BufferedProtocol):
 
     async def close_handlers(self) -> None:
         """Cancel the handlers and wait for their end."""
-        await self._scope.close()
+        await end_handlers(self._scope)
 
 
 def _guard(deadline: Deadline) -> float | None:

@@ -151,11 +151,10 @@ class DaemonTransport(ControlTransport):
 
     async def _abandon(self) -> None:
         self._closed = True
-        self.process.dispose()
+        self.process.stop_now()
         if self._client is not None:
             self._client.abort(ControlFailure("the daemon did not start"))
         await self._burial.close()
-        await self.process.stop()
 
     def _lost(self) -> None:
         if not self._closed:
@@ -172,8 +171,8 @@ class DaemonTransport(ControlTransport):
         if self._closed:
             return
         self._closed = True
+        client = self._client
         try:
-            client = self._client
             if client is not None:
                 await client.close_handlers()
                 with contextlib.suppress(HivemindError):
@@ -182,7 +181,10 @@ class DaemonTransport(ControlTransport):
             await self._burial.close()
             await self.process.stop()
         finally:
-            self.process.dispose()
+            # also where this was cancelled on the way
+            if client is not None:
+                client.abort(StreamReset("this peer was shut down"))
+            self.process.stop_now()
 
 
 class GuestTransport(ControlTransport):

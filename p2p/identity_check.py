@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,5 +47,5 @@ async def is_identity_taken(peer_id: PeerID, config: P2PConfig) -> bool:
     except (PeerUnreachable, DeadlineExceeded):
         return False
     finally:
-        await asyncio.shield(probe.close())
+        await probe.close()
     return True

@@ -41,7 +41,7 @@ from hivemind.identity import PeerID, PeerInfo
 from hivemind.p2p.faults import CLEAR, INFINITE, Conditions, Fault, combine
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, check_request
 from hivemind.p2p.memory_stream import MemoryStream, stream_pair
-from hivemind.p2p.serving import answer, serve_stream
+from hivemind.p2p.serving import answer, end_handlers, serve_stream
 from hivemind.p2p.transport import Buffer, Mode, StreamHandler, UnaryHandler
 
 if TYPE_CHECKING:
@@ -536,7 +536,7 @@ class MemoryTransport:
         host = self._host
         for name in list(self._names):
             self._unlisten(name)
-        await self._scope.close()
+        await end_handlers(self._scope)
         if self in host.clients:
             host.clients.remove(self)
         if host.clients or host.dead:

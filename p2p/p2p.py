@@ -24,6 +24,7 @@ from hivemind.p2p.config import P2PConfig
 from hivemind.p2p.daemon import ControlTransport, DaemonTransport, GuestTransport
 from hivemind.p2p.identity_check import prepare_identity
 from hivemind.p2p.process import DaemonProcess
+from hivemind.p2p.serving import end_handlers
 from hivemind.p2p.transport import Mode, Stream, Transport
 from hivemind.proto import p2pd_pb2
 
@@ -297,7 +298,7 @@ class P2P:
         """Leave the network: cancel handlers, end calls; ends the daemon if it was made by `create`. Idempotent."""
         self._open = False
         try:
-            await self._scope.close()
+            await end_handlers(self._scope)
         finally:
             await self._transport.close()
             if self._finalizer is not None:

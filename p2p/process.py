@@ -192,9 +192,7 @@ class DaemonProcess:
             return await self._ready(deadline), ours
         except BaseException:
             ours.close()
-            self.dispose()
-            for pipe in self._pipes:
-                pipe.close()
+            self.stop_now()
             raise
 
     def _spawn(self, binary: Path, theirs: socket.socket) -> None:
@@ -289,9 +287,13 @@ class DaemonProcess:
                     self._signal("kill")
                     await self.wait(_KILL_SECONDS)
         finally:
-            self.dispose()
-            for pipe in self._pipes:
-                pipe.close()
+            self.stop_now()
+
+    def stop_now(self) -> None:
+        """End it at once, on its loop. Idempotent."""
+        self.dispose()
+        for pipe in self._pipes:
+            pipe.close()
 
     def dispose(self) -> None:
         """End it at once, from any thread, and without its loop. Idempotent; does nothing in a forked child."""

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 
+from hivemind.aio import TaskScope, with_deadline
+from hivemind.clock import Deadline
+from hivemind.errors import DeadlineExceeded
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p.limits import CALL_OVERHEAD
 from hivemind.p2p.transport import Buffer, Stream, StreamHandler, UnaryHandler
 
-__all__ = ["MAX_ERROR_TEXT", "OVERSIZED_ANSWER", "answer", "serve_stream"]
+__all__ = [
+    "MAX_ERROR_TEXT",
+    "OVERSIZED_ANSWER",
+    "answer",
+    "end_handlers",
+    "serve_stream",
+]
 
 logger = get_logger(__name__)
 
@@ -17,6 +26,18 @@ logger = get_logger(__name__)
 OVERSIZED_ANSWER = "response size exceeds message size limit"
 #: Bytes of a handler's error text that are sent; the rest is cut off.
 MAX_ERROR_TEXT = 16 * 1024
+#: Seconds in which cancelled handlers must have ended.
+_END_SECONDS = 2.0
+
+
+async def end_handlers(scope: TaskScope) -> None:
+    """Cancel the handlers of ``scope`` and wait for their end, in bounded time: one that does not let itself be
+    cancelled is left behind, with a word in the log."""
+    try:
+        await with_deadline(scope.close(), Deadline.after(_END_SECONDS), "the end of handlers")
+    except DeadlineExceeded:
+        names = sorted({task.get_name() for task in scope.tasks})
+        logger.error("handlers that do not end when they are cancelled: %s", ", ".join(names))
 
 
 async def answer(

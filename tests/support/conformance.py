@@ -620,6 +620,61 @@ class TransportConformance:
             await bob.listen_unary("echo", echo)
 
     @pytest.mark.asyncio
+    async def test_close_is_bounded_though_a_handler_clings(self, swarm: Swarm) -> None:
+        alice, bob = await swarm.transport(), await swarm.transport()
+        entered, released, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def cling(request: object, remote: PeerID) -> bytes:
+            entered.set()
+            while not released.is_set():
+                try:
+                    await released.wait()
+                except asyncio.CancelledError:
+                    continue
+            left.set()
+            return b""
+
+        await alice.listen_unary("cling", cling)
+
+        async def call() -> None:
+            with pytest.raises(HivemindError):
+                await bob.call(alice.peer_id, "cling", b"", soon())
+
+        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+            group.create_task(call())
+            await entered.wait()
+            await alice.close()
+        released.set()
+        await bounded(left.wait())
+
+    @pytest.mark.asyncio
+    async def test_many_streams_at_once_lose_nothing(self, swarm: Swarm) -> None:
+        alice, bob = await swarm.transport(), await swarm.transport()
+        await alice.listen_stream("echo", Mode.MESSAGES, echo_stream)
+        sizes = [0, 1, 5_000, 40_000, 300_000]
+
+        async def exchange(number: int) -> None:
+            stream = await bob.open(alice.peer_id, "echo", Mode.MESSAGES, soon(2 * PATIENCE))
+            sent = [bytes([number]) * sizes[(number + turn) % len(sizes)] for turn in range(6)]
+
+            async def send() -> None:
+                for message in sent:
+                    await stream.send(message)
+                await stream.finish()
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(send())
+                assert await until_end(stream) == sent
+
+        async def worker(first: int) -> None:
+            for number in range(first, 200, 20):
+                await exchange(number)
+
+        async with asyncio.timeout(2 * PATIENCE), asyncio.TaskGroup() as group:
+            for first in range(20):
+                group.create_task(worker(first))
+
+    @pytest.mark.asyncio
     async def test_a_closed_peer_is_unreachable(self, swarm: Swarm) -> None:
         alice, bob = await swarm.transport(), await swarm.transport()
         await alice.listen_unary("echo", echo)

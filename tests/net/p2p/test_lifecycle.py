@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -188,6 +189,36 @@ async def test_an_owner_that_is_dropped_takes_its_daemon_along() -> None:
     await eventually(lambda: not is_alive(pid), "the daemon of a dropped P2P is gone")
     await eventually(lambda: all(pipe.ended.done() for pipe in child._pipes), "its pipes are closed")
     assert child.exit_code is not None
+
+
+def test_a_peer_on_a_loop_of_a_thread_of_the_users() -> None:
+    results: list[int] = []
+
+    async def main() -> None:
+        async with await P2P.create() as alice, await P2P.create(await alice.get_visible_maddrs()) as bob:
+            await Numbers().add_p2p_handlers(alice)
+            answer = await Numbers.get_stub(bob, alice.peer_id).rpc_square(test_pb2.TestRequest(number=4))
+            results.append(answer.number)
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    thread.join(2 * PATIENCE)
+    assert results == [16]
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_shutdown_leaves_nothing() -> None:
+    p2p = await P2P.create()
+    child = p2p._child
+    assert child is not None
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGSTOP)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await p2p.shutdown()
+    assert not is_alive(child.pid)
+    assert not child.control_path.parent.exists()
+    await p2p.shutdown()
 
 
 @pytest.mark.asyncio
