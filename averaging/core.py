@@ -30,7 +30,7 @@ from hivemind.averaging.rounds import Rounds
 from hivemind.averaging.schema import compute_schema_hash
 from hivemind.averaging.servicer import servicer_named
 from hivemind.averaging.state import Donor, Downloader, Snapshot, State, donors_in_order, make_snapshot
-from hivemind.averaging.tensors import TensorLock, check_tensors, commit_average, copy_tensors
+from hivemind.averaging.tensors import TensorLock, check_compression, check_tensors, commit_average, copy_tensors
 from hivemind.clock import Deadline, DHTExpiration, get_dht_time, monotonic
 from hivemind.compression import CompressionInfo
 from hivemind.errors import (
@@ -39,6 +39,7 @@ from hivemind.errors import (
     DeadlineExceeded,
     HivemindError,
     MatchmakingException,
+    SerializationError,
     ValidationError,
 )
 from hivemind.identity import PeerID
@@ -99,6 +100,7 @@ class AveragerCore:
         hooks: Hooks | None = None,
     ) -> None:
         self.tensors = check_tensors(tensors)
+        check_compression("compression", options.compression, self.tensors, options.tensor_infos)
         self.options = options
         self.prefix = prefix
         self.lock = lock or TensorLock()
@@ -256,6 +258,8 @@ class AveragerCore:
                 return await self._attempt(control, search_until, deadline, attempts)
             except MatchmakingException as error:
                 raise AllreduceException(f"averaging step failed: could not find a group: {error}") from error
+            except (ConfigError, SerializationError) as error:
+                raise _as_allreduce(error) from error  # this peer's own fault: the next round would end alike
             except HivemindError as error:
                 if not control.allow_retries or deadline.remaining() <= pause:
                     raise _as_allreduce(error) from error

@@ -423,7 +423,11 @@ class Matchmaking:
 
     async def _ask(self, search: _Search, candidate: Candidate) -> None:
         """Ask ``candidate`` to lead this peer, and stay with it until it sends the group or sends this peer away."""
-        expiration = search.window_end if search.declared is None else search.declared
+        expiration = search.declared
+        if expiration is None:
+            # a client declares nothing: it comes along whenever the leader begins, within its own deadline
+            latest = min(candidate.expiration, search.control.deadline)
+            expiration = max(search.window_end, self._next_window(search), latest)
         request = averaging_pb2.JoinRequest(
             schema_hash=self._schema_hash,
             expiration=expiration,

@@ -17,10 +17,11 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from hivemind.errors import ConfigError
+from hivemind.compression import CompressionBase, CompressionInfo
+from hivemind.errors import ConfigError, SerializationError
 from hivemind.runtime import in_pool
 
-__all__ = ["TensorLock", "check_tensors", "commit_average", "copy_tensors"]
+__all__ = ["TensorLock", "check_compression", "check_tensors", "commit_average", "copy_tensors"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -167,6 +168,28 @@ def check_tensors(tensors: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     if not checked:
         raise ConfigError("averaged_tensors", "nothing", "at least one tensor")
     return checked
+
+
+def check_compression(
+    name: str,
+    compression: CompressionBase,
+    tensors: Sequence[torch.Tensor],
+    infos: Sequence[CompressionInfo] | None,
+) -> None:
+    """
+    :param name: of the option, for the error
+    :raises ConfigError: if ``compression`` cannot carry one of ``tensors``, or ``infos`` do not belong to them
+    """
+    if infos is not None and len(infos) != len(tensors):
+        raise ConfigError("tensor_infos", f"{len(infos)} descriptions", f"one for each of {len(tensors)} tensors")
+    for index, tensor in enumerate(tensors):
+        if tensor.numel():
+            info = infos[index] if infos is not None else CompressionInfo.from_tensor(tensor, key=index)
+            try:
+                compression.compress(tensor.detach().flatten()[:1], info)
+            except SerializationError as error:
+                allowed = f"one that can carry averaged_tensors[{index}], {tensor.dtype} ({error})"
+                raise ConfigError(name, type(compression).__name__, allowed) from error
 
 
 def copy_tensors(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -7,11 +7,11 @@ import random
 from collections.abc import Iterable
 
 import pytest
+
 from hivemind.clock import monotonic
 from hivemind.errors import AllreduceException
 from hivemind.virtual_clock import run_virtual
-
-from tests.support.averagers import Member, Swarm, averagers
+from tests.support.averagers import Member, Swarm, averagers, exactly_when
 
 #: Timeouts of a fast swarm, so that a fault costs virtual seconds instead of minutes.
 BRISK = {"sender_timeout": 2.0, "reducer_timeout": 5.0, "part_size_bytes": 8}
@@ -22,10 +22,10 @@ def mean(members: Iterable[Member]) -> float:
     return round(sum(values) / len(values), 4)
 
 
-async def until_exchange(swarm: Swarm, member: Member) -> None:
+async def until_exchange(member: Member) -> None:
     """Wait until the exchange of ``member``'s round runs."""
-    while not any(known.runner for known in member.core._rounds._rounds.values()):
-        await asyncio.sleep(0.001)
+    rounds = member.core._rounds
+    await exactly_when(lambda: any(known.runner for known in rounds._rounds.values()), "the exchange has begun")
 
 
 def no_part_is_reduced_before(seconds: float, swarm: Swarm, member: Member) -> None:
@@ -44,7 +44,7 @@ def test_one_dies_in_mid_round_the_rest_average_among_themselves(when: float) ->
             lone = asyncio.ensure_future(victim.core.step(timeout=60))
             steps = asyncio.ensure_future(swarm.step_all(survivors, timeout=60))
             began = monotonic()
-            await until_exchange(swarm, survivors[0])
+            await until_exchange(survivors[0])
             await asyncio.sleep(when)
             swarm.net.kill(victim.peer_id)
             results = await steps
@@ -96,7 +96,7 @@ def test_one_freezes(phase: str) -> None:
             steps = asyncio.ensure_future(swarm.step_all(survivors, timeout=60))
             began = monotonic()
             if phase == "exchange":
-                await until_exchange(swarm, survivors[0])
+                await until_exchange(survivors[0])
                 swarm.net.freeze(victim.peer_id)
             results = await steps
             assert monotonic() - began < 45
@@ -118,7 +118,7 @@ def test_without_retries_a_failed_round_changes_nothing() -> None:
             survivors, victim = swarm.members[:3], swarm.members[3]
             no_part_is_reduced_before(0.2, swarm, victim)
             steps = asyncio.ensure_future(swarm.step_all(timeout=60, allow_retries=False))
-            await until_exchange(swarm, survivors[0])
+            await until_exchange(survivors[0])
             swarm.net.kill(victim.peer_id)
             results = (await steps)[:3]
             assert all(isinstance(result, AllreduceException) for result in results)
@@ -135,7 +135,7 @@ def test_the_last_one_left_fails_soon() -> None:
             no_part_is_reduced_before(0.2, swarm, victim)
             steps = asyncio.ensure_future(swarm.step_all(timeout=200))
             began = monotonic()
-            await until_exchange(swarm, first)
+            await until_exchange(first)
             swarm.net.kill(victim.peer_id)
             error = (await steps)[0]
             assert isinstance(error, AllreduceException)

@@ -8,8 +8,7 @@ from hivemind.averaging import AveragingMode
 from hivemind.clock import get_dht_time, monotonic
 from hivemind.errors import AllreduceException
 from hivemind.virtual_clock import run_virtual
-
-from tests.support.averagers import averagers
+from tests.support.averagers import averagers, exactly_when
 
 #: Virtual seconds that a round of present peers may take: far below the window of 5 s.
 AT_ONCE = 1.0
@@ -162,8 +161,7 @@ def test_weights_and_changes_made_during_the_round() -> None:
             first.core.tensors[0].fill_(4.0)  # before the exchange begins: it counts
             control.allow_allreduce()
             # after it has begun: it is kept on top of the average
-            while not control.began_allreduce:
-                await asyncio.sleep(0.001)
+            await exactly_when(lambda: control.began_allreduce, "the exchange has begun")
             await asyncio.sleep(0.005)
             first.core.tensors[1].add_(100.0)
             await control

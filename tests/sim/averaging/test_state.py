@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from hivemind.averaging import Hooks
 from hivemind.clock import monotonic
 from hivemind.compression import Float16Compression, serialize_torch_tensor
@@ -16,8 +17,7 @@ from hivemind.p2p import P2PContext, ServicerBase
 from hivemind.proto import averaging_pb2
 from hivemind.serializer import MSGPackSerializer
 from hivemind.virtual_clock import run_virtual
-
-from tests.support.averagers import Member, Swarm, averagers
+from tests.support.averagers import Member, Swarm, averagers, exactly_when
 
 Messages = AsyncIterator[averaging_pb2.DownloadData]
 
@@ -95,8 +95,7 @@ def test_the_lock_is_held_for_the_copy_only() -> None:
             newcomer = await swarm.join(allow_state_sharing=False)
             with swarm.net.bandwidth(200, between=(donor.peer_id, newcomer.peer_id)):
                 download = asyncio.ensure_future(newcomer.core.load_state())
-                while not donor.core._servicer._donor._active:
-                    await asyncio.sleep(0.001)
+                await exactly_when(lambda: donor.core._servicer._donor._active, "the download has begun")
                 async with asyncio.timeout(0.5):
                     await donor.core.lock.acquire_async()
                 donor.core.tensors[0].fill_(99.0)
