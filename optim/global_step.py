@@ -35,8 +35,6 @@ _WEIGHT_OUT_OF_STEP = 1e-3
 _MAKE_SURE_SECONDS = 1.0
 #: Seconds between two looks at how the swarm goes while a round is under way.
 _LOOK_UP_SECONDS = 0.25
-#: Share of the newest measurement in the time from the end of an epoch to its state round.
-_DELAY_ALPHA = 0.3
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,10 @@ class StepReport:
     seconds: float
 
 
+class _LeftBehind(MatchmakingException):
+    """The others have ended the epoch while this peer was looking for them."""
+
+
 class GlobalStep:
     """Plans the rounds of an epoch and runs them at its end. Used by the training loop's thread."""
 
@@ -73,8 +75,6 @@ class GlobalStep:
         self._options = options
         self.grad_round = PlannedRound(grad_averager, options.averaging_timeout)
         self.state_round = PlannedRound(state_averager, options.averaging_timeout)
-        #: seconds from the end of an epoch to its state round; None before the first
-        self.delay_before_state_averaging: float | None = None
         self._level = tracker.status_loglevel
 
     @property
@@ -83,14 +83,11 @@ class GlobalStep:
         return max(self._state.local_epoch + 1, self._tracker.global_epoch)
 
     def plan(self) -> None:
-        """Look for the groups of the coming rounds if the epoch ends soon."""
+        """Look for the group of the gradient round if the epoch ends soon."""
         now, eta = get_dht_time(), self._tracker.estimated_next_update_time
         peers = self._tracker.expected_peers
-        if not peers or eta - now > self._options.matchmaking_time:
-            return
-        self.grad_round.plan(max(now, eta), peers)
-        if self.delay_before_state_averaging is not None and self._averages_state(self.next_epoch):
-            self.state_round.plan(max(now, eta) + self.delay_before_state_averaging, peers, gather=self.next_epoch)
+        if peers and eta - now <= self._options.matchmaking_time:
+            self.grad_round.plan(max(now, eta), peers)
 
     def leave_rounds(self) -> list[StepControl]:
         """Take no part in what is planned; returns the rounds that this peer follows with weight 0."""
@@ -108,20 +105,20 @@ class GlobalStep:
         :returns: None if this peer met nobody and is behind, or has fallen behind meanwhile: it should download the
             state instead of making a step of its own
         """
-        started, options = monotonic(), self._options
+        started = monotonic()
         next_epoch = self.next_epoch
         averaged = self._average_gradients(next_epoch)
         if averaged is None and self._tracker.global_epoch > self._state.local_epoch:
             return None
+        self._plan_state_round(next_epoch, averaged)
 
-        auxiliary = options.auxiliary
+        auxiliary = self._options.auxiliary
         with nullcontext() if auxiliary else self._grads.use_averaged_gradients():
             self._state.advance(next_epoch, optimizer_step=not auxiliary)
-        self._grads.notify_used_averaged_gradients()
         self._grads.reset_accumulated_grads_()
 
         in_step = averaged is not None and reason is not Readiness.PEERS_AHEAD
-        met = self._average_state(next_epoch, averaged, 1.0 if in_step else _WEIGHT_OUT_OF_STEP, started)
+        met = self._average_state(next_epoch, averaged, 1.0 if in_step else _WEIGHT_OUT_OF_STEP)
         if met:
             # a peer that was behind joins the others in the middle of theirs: it has their parameters now
             next_epoch = max(next_epoch, *(e for e in met.values() if self._is_plausible(e)), 0)
@@ -151,15 +148,22 @@ class GlobalStep:
         members = self._run(control, expected, next_epoch, "gradients", "proceeding with local gradients")
         return None if members is None else frozenset(members)
 
-    def _average_state(
-        self, epoch: int, averaged: frozenset[PeerID] | None, weight: float, started: float
-    ) -> Mapping[PeerID, Any]:
+    def _plan_state_round(self, epoch: int, averaged: frozenset[PeerID] | None) -> None:
+        """Look for the group of the state round while the optimizer makes its step: those that have just averaged
+        their gradients."""
+        peers = self._state_peers(averaged)
+        if peers and epoch % self._options.average_state_every == 0:
+            self.state_round.plan(get_dht_time(), peers, gather=epoch)
+
+    def _state_peers(self, averaged: frozenset[PeerID] | None) -> frozenset[PeerID]:
+        return (averaged or self._tracker.expected_peers) - {self._state.peer_id}
+
+    def _average_state(self, epoch: int, averaged: frozenset[PeerID] | None, weight: float) -> Mapping[PeerID, Any]:
         """The members of the round and the epochs they gave; none if there was no round or it failed."""
-        expected = (averaged or self._tracker.expected_peers) - {self._state.peer_id}
-        if not self._averages_state(epoch) or not (expected or self.state_round.has_group):
+        expected = self._state_peers(averaged)
+        if not expected or epoch % self._options.average_state_every != 0:
             self.state_round.leave()
             return {}
-        self._measure_delay(monotonic() - started)
         control = self.state_round.take(expected, gather=epoch)
         if not control.began_allreduce:
             control.weight = 0.0 if self._options.auxiliary else weight
@@ -181,7 +185,8 @@ class GlobalStep:
             members = self._wait(control, what)
         except HivemindError as error:
             give_up(control)
-            self._tracker.mark_missed(expected)
+            if not isinstance(error, _LeftBehind):
+                self._tracker.mark_missed(expected)
             logger.warning("could not average %s, %s: %s", what, otherwise, error)
             return None
         except BaseException:
@@ -217,14 +222,6 @@ class GlobalStep:
             if control.stage is not AveragingStage.LOOKING_FOR_GROUP:
                 continue
             if self._tracker.global_epoch > swarm_epoch:
-                raise MatchmakingException("the others have ended the epoch without this peer")
+                raise _LeftBehind("the others have ended the epoch without this peer")
             if patience.expired and not self._tracker.expected_peers:
                 raise MatchmakingException("no other peer is left")
-
-    def _averages_state(self, epoch: int) -> bool:
-        return epoch % self._options.average_state_every == 0
-
-    def _measure_delay(self, seconds: float) -> None:
-        known = self.delay_before_state_averaging
-        share = 1.0 if known is None else _DELAY_ALPHA
-        self.delay_before_state_averaging = share * seconds + (1 - share) * (known or 0.0)

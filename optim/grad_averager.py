@@ -100,8 +100,9 @@ class GradientAverager(DecentralizedAverager):
             self._accumulator.write_mean(self._averaged)
 
     def reset_accumulated_grads_(self) -> None:
-        """Forget what was accumulated."""
+        """Forget what was accumulated, and what was averaged."""
         self._accumulator.reset()
+        self._new_averaged_grads = False
 
     def schedule_step(
         self,
@@ -155,9 +156,9 @@ class GradientAverager(DecentralizedAverager):
         self.load_accumulators_into_averager_()
         if not control.began_allreduce:
             control.weight = float(self._accumulator.samples) if weight is None else weight
-        self._new_averaged_grads = True
         if reset_accumulators:
             self.reset_accumulated_grads_()
+        self._new_averaged_grads = True
         control.allow_allreduce()
         if not wait:
             return control

@@ -17,13 +17,13 @@ from typing import Any, Self
 import numpy as np
 
 from hivemind.clock import Deadline
-from support.training_peer import run_peer
+from tests.support.training_peer import run_peer
 
 __all__ = ["TrainingPeer", "TrainingSwarm"]
 
 #: Seconds for anything that takes a second or two on an idle machine; loading torch for the first time is among it.
 PATIENCE = 120.0
-_PRELOADED = ["torch", "sklearn.datasets", "hivemind.dht", "hivemind.optim", "support.training_peer"]
+_PRELOADED = ["torch", "sklearn.datasets", "hivemind.dht", "hivemind.optim", "tests.support.training_peer"]
 
 
 class TrainingPeer:
