@@ -169,6 +169,28 @@ func TestConnectionThatBreaksIsNoEnd(t *testing.T) {
 	a.mustReset(out, CodeRemoteReset)
 }
 
+// TestResetsInsideAMessage: only the peer's own end of a stream is TRUNCATED.
+func TestResetsInsideAMessage(t *testing.T) {
+	for name, breakOff := range map[string]func(b *daemon, in uint32){
+		"reset": func(b *daemon, in uint32) {
+			b.send(header{kind: typeReset, stream: in, code: uint16(CodeInternal)}, nil)
+		},
+		"connection": func(b *daemon, _ uint32) { b.node.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := startPair(t)
+			b.listen("T.stream", ModeMessages)
+			out, in := openPair(t, a, b, ModeMessages)
+			b.send(header{kind: typeData, stream: in, aux: 2 * MaxPayload}, pattern(MaxPayload))
+			if ev := a.next(out); ev.kind != typeData || ev.length != MaxPayload {
+				t.Fatalf("frame type %d of %d bytes", ev.kind, ev.length)
+			}
+			breakOff(b, in)
+			a.mustReset(out, CodeRemoteReset)
+		})
+	}
+}
+
 func TestOpeningTimeoutDoesNotBoundTheStream(t *testing.T) {
 	a, b := startPair(t)
 	b.listen("T.stream", ModeMessages)

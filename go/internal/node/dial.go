@@ -24,11 +24,10 @@ func init() {
 	swarm.BackoffMax = 30 * time.Second
 }
 
-// Delays between dials of one peer's addresses.
+// Delays of dials of one peer's addresses, after those that are dialled at once.
 const (
-	privateDelay = 30 * time.Millisecond
-	publicDelay  = 250 * time.Millisecond // of RFC 8305
-	relayDelay   = 500 * time.Millisecond
+	quicDelay  = 250 * time.Millisecond // of RFC 8305
+	relayDelay = 500 * time.Millisecond
 )
 
 // rankDials puts TCP before QUIC, which costs three times the processor time a byte, and direct addresses before relayed
@@ -36,13 +35,9 @@ const (
 func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
 	ranked := make([]network.AddrDelay, 0, len(addrs))
 	for _, addr := range addrs {
-		step := publicDelay
-		if manet.IsPrivateAddr(addr) || manet.IsIPLoopback(addr) {
-			step = privateDelay
-		}
 		var delay time.Duration
 		if !isTCP(addr) {
-			delay = step
+			delay = quicDelay
 		}
 		if isRelayed(addr) && len(addrs) > 1 {
 			delay += relayDelay

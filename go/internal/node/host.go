@@ -125,7 +125,7 @@ func newQUIC(
 func securityOptions(cfg *config.Config) []libp2p.Option {
 	var options []libp2p.Option
 	if cfg.TLS {
-		options = append(options, libp2p.Security(libp2ptls.ID, libp2ptls.New))
+		options = append(options, libp2p.Security(libp2ptls.ID, newTLS))
 	}
 	if cfg.Noise {
 		options = append(options, libp2p.Security(noise.ID, noise.New))

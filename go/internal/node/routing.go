@@ -20,6 +20,10 @@ const kadProtocol protocol.ID = "/ipfs/kad/1.0.0"
 // lookupTimeout bounds one search for a peer's addresses.
 const lookupTimeout = 10 * time.Second
 
+// lookupPauses are those between searches for a peer without any known address: a peer that joins is talked about some milliseconds
+// before those whom it joined through have asked it for its addresses.
+var lookupPauses = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond}
+
 // boundedRouting keeps one search from taking all the time of the call that needs it.
 type boundedRouting struct{ routing *dht.IpfsDHT }
 
@@ -27,8 +31,19 @@ type boundedRouting struct{ routing *dht.IpfsDHT }
 func (r *boundedRouting) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
 	bounded, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
+	known := len(r.routing.Host().Peerstore().Addrs(p)) > 0
+	for _, pause := range lookupPauses {
+		info, err := r.routing.FindPeer(bounded, p)
+		if known || err == nil && len(info.Addrs) > 0 {
+			return info, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-bounded.Done():
+		}
+	}
 	info, err := r.routing.FindPeer(bounded, p)
-	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
+	if ctx.Err() == nil && (bounded.Err() != nil || err == nil && len(info.Addrs) == 0) {
 		err = routing.ErrNotFound
 	}
 	return info, err
@@ -68,7 +83,7 @@ func (n *Node) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
 		}
 		return info, nil
 	}
-	info, err := n.routing.FindPeer(ctx, p)
+	info, err := (&boundedRouting{n.routing}).FindPeer(ctx, p)
 	if err != nil {
 		return info, classifyConnect(p, n.contextOr(ctx, p, err))
 	}
