@@ -88,6 +88,10 @@ class Attendance:
         skipped = ((1 << min(absence.times - 1, 16)) - 1) * self._period
         return declared.get(peer, 0.0) > absence.declared + skipped
 
+    def doubtful(self, looking: Mapping[PeerID, DHTExpiration]) -> frozenset[PeerID]:
+        """Those that have failed or stayed away, and have declared nothing new since."""
+        return frozenset(peer for peer, absence in self._absent.items() if looking.get(peer, 0.0) <= absence.looking)
+
     def absentees(self, now: DHTExpiration) -> int:
         """How many stayed away lately: a count of peers from elsewhere may include them."""
         return sum(1 for absence in self._absent.values() if now - absence.when <= 2 * self._period)

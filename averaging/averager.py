@@ -148,7 +148,9 @@ class DecentralizedAverager:
     def is_alive(self) -> bool:
         """Whether it runs."""
         ready = self._ready
-        return ready is not None and ready.done() and not self._shut_down and get_runtime().running
+        if ready is None or self._shut_down or not ready.done() or ready.cancelled():
+            return False
+        return ready.exception() is None and get_runtime().running
 
     @property
     def pid(self) -> int:
@@ -222,6 +224,8 @@ class DecentralizedAverager:
         """
         if wait and require_trigger:
             raise ConfigError("require_trigger", True, "False with wait=True: nobody could trigger the exchange")
+        if wait and get_runtime().in_network_thread():
+            raise RuntimeClosedError("a blocking step on the network thread would wait for itself: use wait=False")
         self._check_running()
         control = self._core.make_step(
             gather=gather,

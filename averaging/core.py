@@ -45,6 +45,7 @@ from hivemind.errors import (
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p import P2P
+from hivemind.runtime import in_pool
 
 __all__ = ["AveragerCore", "CurrentState", "Hooks"]
 
@@ -117,7 +118,7 @@ class AveragerCore:
         self._hooks = hooks or Hooks()
         self._p2p = p2p
         self._servicer_type = servicer_named(name)
-        self._closed = False
+        self._started = self._closed = False
         self._steps = TaskScope(f"steps of {prefix}")
         self._loops = TaskScope(f"declarations of {prefix}")
         self._background = TaskScope(f"background of {prefix}")
@@ -164,8 +165,10 @@ class AveragerCore:
         :raises P2PDaemonError: if another averager of the same name and prefix runs on this peer
         """
         if self.client_mode:
+            self._started = True
             return
         await self._servicer.add_p2p_handlers(self._p2p, namespace=self.prefix)
+        self._started = True
         self._loops.start(self.directory.keep_declaring())
         if self.allow_state_sharing:
             await self.directory.wait_declared(_FIRST_DECLARATION)
@@ -177,6 +180,9 @@ class AveragerCore:
         self._closed = True
         await self._loops.close()
         await self._steps.close()
+        if not self._started:  # the names may be those of another averager
+            await self._background.close()
+            return
         if not self.client_mode:
             try:
                 await self._servicer.remove_p2p_handlers(self._p2p, namespace=self.prefix)
@@ -331,7 +337,7 @@ class AveragerCore:
         """
         modes = tuple(told.mode for told in members.values())
         bandwidths = [0.0 if told.mode is AveragingMode.CLIENT else told.bandwidth for told in members.values()]
-        counts = load_balance_peers(self.total_size, bandwidths, self.options.min_vector_size)
+        counts = await in_pool(load_balance_peers, self.total_size, bandwidths, self.options.min_vector_size)
         waits = Timeouts.of_round(self.options, group_size=group.group_size, total_bytes=self.total_bytes)
         runner = AllReduceRunner(
             p2p=self._p2p,

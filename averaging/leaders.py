@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from hivemind.averaging.group_state import Declaration, leads
@@ -45,12 +46,17 @@ class PotentialLeaders:
         self.refused: dict[PeerID, DHTExpiration | None] = {}
 
     def next(
-        self, looking: Mapping[PeerID, DHTExpiration], declared: DHTExpiration, now: DHTExpiration
+        self,
+        looking: Mapping[PeerID, DHTExpiration],
+        declared: DHTExpiration,
+        now: DHTExpiration,
+        doubtful: AbstractSet[PeerID] = frozenset(),
     ) -> Candidate | None:
         """The next to ask, or None if there is none now.
 
         :param looking: active declarations of others
         :param declared: this peer's own; ``inf`` in client mode, so that all others come before it
+        :param doubtful: those that have failed lately: they are asked last, as one that is frozen costs a timeout
         """
         while self._suggested:
             peer = self._suggested.popleft()
@@ -59,16 +65,12 @@ class PotentialLeaders:
                 self._followed.add((peer, declared))
                 return Candidate(peer, looking.get(peer))
         own = Declaration(self._own, declared)
-        ranked = sorted(
-            (Declaration(peer, expiration) for peer, expiration in looking.items() if expiration > now),
-            key=lambda declaration: declaration.rank,
-        )
-        for declaration in ranked:
+        before = (Declaration(peer, expiration) for peer, expiration in looking.items() if expiration > now)
+        for declaration in sorted(before, key=lambda other: (other.peer_id in doubtful, other.rank)):
             peer, expiration = declaration.peer_id, declaration.expiration
-            if not leads(declaration, own):
-                break
             waits = self._retry.get(peer, (0, 0.0))[1] > now
-            if peer != self._own and not waits and (peer, expiration) not in self._asked:
+            fresh = not waits and (peer, expiration) not in self._asked
+            if fresh and peer != self._own and leads(declaration, own):
                 return Candidate(peer, expiration)
         return None
 

@@ -409,7 +409,10 @@ class Matchmaking:
                 search.window_end = self._next_window(search)
                 search.key = self._keys.current_key
             declared = math.inf if self._client_mode else search.declared
-            candidate = search.leaders.next(search.looking, declared, now) if declared is not None else None
+            doubtful = self._attendance.doubtful(search.looking)
+            candidate = None
+            if declared is not None:
+                candidate = search.leaders.next(search.looking, declared, now, doubtful)
             if candidate is None:
                 await search.changes.wait(search.leaders.seconds_to_retry(now))
                 continue
@@ -426,7 +429,7 @@ class Matchmaking:
         expiration = search.declared
         if expiration is None:
             # a client declares nothing: it comes along whenever the leader begins, within its own deadline
-            latest = min(candidate.expiration, search.control.deadline)
+            latest = min(candidate.expiration or 0.0, search.control.deadline)
             expiration = max(search.window_end, self._next_window(search), latest)
         request = averaging_pb2.JoinRequest(
             schema_hash=self._schema_hash,

@@ -6,6 +6,7 @@ donors of the highest priority first, and the next one whenever one fails.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -16,7 +17,7 @@ import torch
 
 from hivemind.aio import with_deadline
 from hivemind.averaging.directory import Roll
-from hivemind.clock import Deadline
+from hivemind.clock import Deadline, monotonic
 from hivemind.compression import (
     DEFAULT_CHUNK_BYTES,
     CompressionBase,
@@ -34,7 +35,7 @@ from hivemind.errors import (
     ValidationError,
 )
 from hivemind.identity import PeerID
-from hivemind.log import get_logger
+from hivemind.log import RateLimit, get_logger
 from hivemind.p2p import P2P, ServicerBase
 from hivemind.proto import averaging_pb2, runtime_pb2
 from hivemind.runtime import in_pool
@@ -47,10 +48,13 @@ logger = get_logger(__name__)
 #: Metadata and tensors: ``(metadata, tensors)`` as users get it.
 State = tuple[Any, list[torch.Tensor]]
 
-#: Newcomers served at the same time; each holds a copy of the state. The next one is sent on to another donor.
-MAX_DOWNLOADS = 4
+#: Newcomers served at the same time. The next one is sent on to another donor.
+MAX_DOWNLOADS = 16
+#: Seconds for which a copy of the state serves newcomers that come together.
+SHARED_SECONDS = 2.0
 #: Seconds for the donor's first message, which waits for its lock and its copy.
 FIRST_MESSAGE_SECONDS = 30.0
+_PROGRESS_SECONDS = 5.0
 _MAX_METADATA_BYTES = 64 * 2**20
 _MAX_TENSORS = 2**20
 _PEER_FAULTS = (P2PDaemonError, P2PHandlerError, DeadlineExceeded, SerializationError, ValidationError)
@@ -88,6 +92,9 @@ class Donor:
         self._is_sharing = is_sharing
         self._compression = compression
         self._active = 0
+        self._copying = asyncio.Lock()
+        #: the last copy and when it was made, while somebody is being served
+        self._shared: tuple[Snapshot, float] | None = None
 
     async def send(self) -> AsyncGenerator[averaging_pb2.DownloadData, None]:
         """The messages of one download; none if this peer does not share its state, or serves enough newcomers."""
@@ -96,7 +103,7 @@ class Donor:
         self._active += 1
         try:
             wait = Deadline.after(FIRST_MESSAGE_SECONDS)
-            snapshot = await with_deadline(self._snapshot(), wait, "a copy of the state")
+            snapshot = await with_deadline(self._shared_snapshot(), wait, "a copy of the state")
             metadata = snapshot.metadata
             for tensor, info in zip(snapshot.tensors, snapshot.infos, strict=True):
                 chunks = await in_pool(self._chunks, tensor, info)
@@ -105,9 +112,17 @@ class Donor:
                     metadata = b""  # only with the first
         finally:
             self._active -= 1
+            if not self._active:
+                self._shared = None
+
+    async def _shared_snapshot(self) -> Snapshot:
+        async with self._copying:
+            if self._shared is None or monotonic() - self._shared[1] > SHARED_SECONDS:
+                self._shared = await self._snapshot(), monotonic()
+            return self._shared[0]
 
     def _chunks(self, tensor: torch.Tensor, info: CompressionInfo) -> list[runtime_pb2.Tensor]:
-        message = self._compression.compress(tensor, info, allow_inplace=True)
+        message = self._compression.compress(tensor, info)
         return list(split_for_streaming(message, DEFAULT_CHUNK_BYTES))
 
 
@@ -158,11 +173,14 @@ class Downloader:
         first = Deadline.after(max(FIRST_MESSAGE_SECONDS, self._chunk_seconds)).earlier(deadline)
         opening = stub.rpc_download_state(averaging_pb2.DownloadRequest())
         stream: AsyncGenerator[averaging_pb2.DownloadData, None] = await with_deadline(opening, first, "opening")
-        receiver = _Receiver(self._max_bytes)
+        receiver, progress = _Receiver(self._max_bytes), RateLimit(_PROGRESS_SECONDS)
+        progress.allow()
         async with aclosing(stream):
             wait = first
             while (message := await _next(stream, wait)) is not None:
                 await receiver.add(message)
+                if progress.allow():
+                    logger.info("downloading the state from %s: %.1f MB so far", donor, receiver.received / 1e6)
                 wait = Deadline.after(self._chunk_seconds).earlier(deadline)
         return await receiver.finish()
 
@@ -181,7 +199,7 @@ class _Receiver:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._received = 0
+        self.received = 0
         self._metadata = b""
         self._tensors: list[torch.Tensor] = []
         self._chunks: list[runtime_pb2.Tensor] = []
@@ -192,8 +210,8 @@ class _Receiver:
         chunk = message.tensor_part
         if chunk.dtype and self._chunks:
             await self._decode()
-        self._received += len(chunk.buffer)
-        if self._received > self._max_bytes or len(self._metadata) > _MAX_METADATA_BYTES:
+        self.received += len(chunk.buffer)
+        if self.received > self._max_bytes or len(self._metadata) > _MAX_METADATA_BYTES:
             raise ValidationError(f"a state of over {self._max_bytes} bytes (see max_state_bytes)")
         if len(self._tensors) >= _MAX_TENSORS or len(self._chunks) > self._max_bytes // 1024 + 1024:
             raise ValidationError("a state in too many pieces")

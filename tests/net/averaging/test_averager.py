@@ -221,7 +221,8 @@ def test_wrong_arguments_name_themselves(dhts: list[DHT]) -> None:
 
 
 def test_start_twice_and_not_at_all(stack: ExitStack, dhts: list[DHT]) -> None:
-    averager = DecentralizedAverager([torch.zeros(1)], dhts[0], start=False, prefix="pre")
+    tensors = [torch.zeros(1000), torch.tensor(0.0)]
+    averager = DecentralizedAverager(tensors, dhts[0], start=False, prefix="pre")
     assert not averager.is_alive()
     with pytest.raises(RuntimeClosedError, match="not been started"):
         averager.step(timeout=1)
@@ -230,9 +231,11 @@ def test_start_twice_and_not_at_all(stack: ExitStack, dhts: list[DHT]) -> None:
         assert averager.is_alive()
         with pytest.raises(P2PDaemonError):
             make(stack, dhts[0], 1.0)
-        assert averager.is_alive()
+        # the one that was refused has not taken the names with it
+        other = make(stack, dhts[1], 2.0)
+        assert all(len(result) == 2 for result in step_all([averager, other]))
     # the names are free again
-    assert make(stack, dhts[0], 1.0).is_alive()
+    assert all(len(result) == 2 for result in step_all([make(stack, dhts[0], 1.0), other]))
 
 
 def test_the_dht_may_end_first(dhts: list[DHT]) -> None:

@@ -88,6 +88,31 @@ def test_large_and_compressed_states() -> None:
     run_virtual(main)
 
 
+def test_newcomers_that_come_together_share_a_copy() -> None:
+    async def main() -> None:
+        copies = 0
+
+        def state() -> tuple[Any, Sequence[torch.Tensor], None]:
+            nonlocal copies
+            copies += 1
+            return {"epoch": copies}, [torch.ones(1000)], None
+
+        async with averagers(0) as swarm:
+            donor = await swarm.join(hooks=Hooks(current_state=state))
+            newcomers = [
+                await swarm.join(allow_state_sharing=False, hooks=Hooks(check_state=lambda *_: None)) for _ in range(4)
+            ]
+            states = await asyncio.gather(*(newcomer.core.load_state() for newcomer in newcomers))
+            assert [found and found[0] for found in states] == [{"epoch": 1}] * 4
+            # the next one gets what holds then
+            found = await newcomers[0].core.load_state()
+            assert found is not None
+            assert found[0] == {"epoch": 2}
+            assert donor.core._servicer._donor._shared is None
+
+    run_virtual(main)
+
+
 def test_the_lock_is_held_for_the_copy_only() -> None:
     async def main() -> None:
         async with averagers(1) as swarm:

@@ -45,6 +45,8 @@ def test_one_that_stayed_away_is_waited_for_only_after_a_new_sign_of_life() -> N
     view = SwarmView(looking={A: 105.0}, declared={A: 120.0, B: 130.0})
     attendance.stayed_away([A], view, 106.0)
     assert attendance.absentees(110.0) == 1
+    assert attendance.doubtful(view.looking) == {A}
+    assert attendance.doubtful({A: 110.0}) == NOBODY
     assert expected(attendance, view) == {B}
     assert expected(attendance, SwarmView({A: 110.0}, view.declared)) == {A, B}
     assert expected(attendance, SwarmView({}, {A: 150.0})) == {A}

@@ -25,6 +25,13 @@ def test_the_earliest_first_and_none_after_this_peer() -> None:
     assert ask_all(PotentialLeaders(OWN), looking, declared=15.0, now=11.5) == [A]
 
 
+def test_those_that_failed_lately_are_asked_last() -> None:
+    looking = {A: 12.0, B: 11.0, C: 20.0}
+    candidate = PotentialLeaders(OWN).next(looking, 15.0, 0.0, doubtful={B})
+    assert candidate == Candidate(A, 12.0)
+    assert PotentialLeaders(OWN).next(looking, 15.0, 0.0, doubtful={A, B}) == Candidate(B, 11.0)
+
+
 def test_each_declaration_is_asked_once() -> None:
     leaders = PotentialLeaders(OWN)
     assert ask_all(leaders, {A: 10.0}, 15.0) == [A]
