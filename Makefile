@@ -9,6 +9,9 @@ MAKEFLAGS += --no-print-directory
 PEERS ?= 4
 ARGS ?=
 
+# Where Python must not keep compiled modules, each of the many processes below compiles torch again: 3 s.
+export PYTHONDONTWRITEBYTECODE :=
+
 # the Python that makes the environments: the first that is new enough
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
