@@ -1,6 +1,7 @@
 """Tensors as bytes on the wire of hivemind 1.1.
 
 * `base`: the codec interface, what a codec may know of a tensor, and the codec that changes nothing;
+* `buffers`: tensors and plain memory, and what a message may say of itself;
 * `floating`: half precision; * `adaptive`: strategies that choose a codec by size, role or key;
 * `registry`: which codec reads which ``CompressionType``;
 * `spec`: descriptors of tensors;
@@ -13,7 +14,8 @@ from hivemind.compression.adaptive import (
     RoleAdaptiveCompression,
     SizeAdaptiveCompression,
 )
-from hivemind.compression.base import CompressionBase, CompressionInfo, Key, NoCompression, TensorRole, read_header
+from hivemind.compression.base import CompressionBase, CompressionInfo, Key, NoCompression, TensorRole
+from hivemind.compression.buffers import Buffer, TensorMessage, read_header
 from hivemind.compression.floating import Float16Compression
 from hivemind.compression.registry import codec_for
 from hivemind.compression.spec import TensorDescriptor
@@ -29,6 +31,7 @@ from hivemind.compression.wire import (
 __all__ = [
     "DEFAULT_CHUNK_BYTES",
     "AdaptiveCompressionBase",
+    "Buffer",
     "CompressionBase",
     "CompressionInfo",
     "Float16Compression",
@@ -38,6 +41,7 @@ __all__ = [
     "RoleAdaptiveCompression",
     "SizeAdaptiveCompression",
     "TensorDescriptor",
+    "TensorMessage",
     "TensorRole",
     "codec_for",
     "combine_from_streaming",

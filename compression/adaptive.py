@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 
 from hivemind.compression.base import CompressionBase, CompressionInfo, NoCompression, TensorRole
+from hivemind.compression.buffers import Buffer, TensorMessage
 from hivemind.compression.registry import codec_for
 from hivemind.errors import ConfigError
 from hivemind.proto import runtime_pb2
@@ -31,7 +32,12 @@ class AdaptiveCompressionBase(CompressionBase):
     def compress(self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False) -> runtime_pb2.Tensor:
         return self.choose_compression(info).compress(tensor, info, allow_inplace)
 
-    def extract(self, serialized_tensor: runtime_pb2.Tensor) -> torch.Tensor:
+    def encode(
+        self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False
+    ) -> tuple[runtime_pb2.Tensor, Buffer]:
+        return self.choose_compression(info).encode(tensor, info, allow_inplace)
+
+    def extract(self, serialized_tensor: TensorMessage) -> torch.Tensor:
         return codec_for(serialized_tensor.compression).extract(serialized_tensor)
 
     def estimate_compression_ratio(self, info: CompressionInfo) -> float:

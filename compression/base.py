@@ -9,7 +9,6 @@ little-endian, as the wire is.
 from __future__ import annotations
 
 import enum
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
@@ -18,23 +17,20 @@ from typing import Any, ClassVar
 
 import torch
 
+from hivemind.compression.buffers import Buffer, TensorMessage, dtype_name, from_buffer, read_header, to_buffer
 from hivemind.compression.spec import TensorDescriptor
 from hivemind.errors import SerializationError, TensorLengthError
 from hivemind.proto import runtime_pb2
 
 __all__ = [
     "USE_LEGACY_BFLOAT16",
-    "WIRE_DTYPES",
+    "BufferCodec",
     "CompressionBase",
     "CompressionInfo",
     "Key",
     "NoCompression",
     "TensorRole",
     "bits_per_element",
-    "dtype_name",
-    "from_bytes",
-    "read_header",
-    "to_bytes",
 ]
 
 #: Whether bfloat16 travels as float32 (4 bytes an element), as hivemind 1.1 does unless the environment variable of
@@ -42,28 +38,6 @@ __all__ = [
 USE_LEGACY_BFLOAT16: bool = os.environ.get("USE_LEGACY_BFLOAT16", "1") not in ("0", "")
 
 Key = Hashable
-
-#: The dtypes that may stand in a message, by their name there. No other name is looked up, whoever sends it.
-WIRE_DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int8": torch.int8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-    "complex64": torch.complex64,
-    "complex128": torch.complex128,
-}
-_NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
-
-#: More dimensions than any tensor operation of torch takes.
-MAX_DIMENSIONS = 64
-#: Elements in one tensor; also bounds the strides of tensors that have no elements.
-MAX_ELEMENTS = 2**48
 
 
 class TensorRole(enum.Enum):
@@ -119,10 +93,23 @@ class CompressionBase(ABC):
         :raises SerializationError: if the codec cannot carry this dtype
         """
 
-    def extract(self, serialized_tensor: runtime_pb2.Tensor) -> torch.Tensor:
+    def encode(
+        self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False
+    ) -> tuple[runtime_pb2.Tensor, Buffer]:
+        """As `compress`, with the buffer beside the message, so that it needs not be copied into it.
+
+        The buffer may be the tensor's own memory: use it before the tensor changes.
+        """
+        message = self.compress(tensor, info, allow_inplace)
+        buffer = message.buffer
+        message.ClearField("buffer")
+        return message, buffer
+
+    def extract(self, serialized_tensor: TensorMessage) -> torch.Tensor:
         """Decode a message of this codec, whoever sent it.
 
-        :returns: a CPU tensor of the message's shape and dtype, with memory of its own
+        :returns: a CPU tensor of the message's shape and dtype; its memory is its own, or the message's if that may be
+            written to
         :raises SerializationError: if dtype, shape and buffer do not fit each other or this codec
         """
         shape, dtype = read_header(serialized_tensor)
@@ -145,33 +132,48 @@ class CompressionBase(ABC):
         """
         raise SerializationError(f"{type(self).__name__} reads no messages")
 
-    def decode(self, buffer: bytes, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+    def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
         """The tensor of a buffer of valid length."""
         raise SerializationError(f"{type(self).__name__} reads no messages")
 
 
-class NoCompression(CompressionBase):
+class BufferCodec(CompressionBase):
+    """A codec that is defined by `encode`, `decode` and `buffer_lengths`."""
+
+    @abstractmethod
+    def encode(
+        self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False
+    ) -> tuple[runtime_pb2.Tensor, Buffer]: ...
+
+    def compress(self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False) -> runtime_pb2.Tensor:
+        message, buffer = self.encode(tensor, info, allow_inplace)
+        message.buffer = bytes(buffer)
+        return message
+
+    def _header(self, tensor: torch.Tensor) -> runtime_pb2.Tensor:
+        """The message for ``tensor``, without a buffer."""
+        return runtime_pb2.Tensor(compression=self.compression_type, size=tensor.shape, dtype=dtype_name(tensor.dtype))
+
+
+class NoCompression(BufferCodec):
     """The elements as they are, little-endian, in C order."""
 
     compression_type = runtime_pb2.NONE
 
-    def compress(self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False) -> runtime_pb2.Tensor:
-        name, data = dtype_name(tensor.dtype), tensor.detach()
-        if data.dtype == torch.bfloat16:
-            data = data.to(torch.float32) if USE_LEGACY_BFLOAT16 else data.contiguous().view(torch.int16)
-        return runtime_pb2.Tensor(
-            compression=self.compression_type,
-            buffer=to_bytes(data),
-            size=tensor.shape,
-            dtype=name,
-        )
+    def encode(
+        self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False
+    ) -> tuple[runtime_pb2.Tensor, Buffer]:
+        header, data = self._header(tensor), tensor.detach()
+        if data.dtype == torch.bfloat16 and USE_LEGACY_BFLOAT16:
+            data = data.to(torch.float32)
+        return header, to_buffer(data)
 
-    def decode(self, buffer: bytes, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
+    def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
         if dtype == torch.bool:  # from bytes, as a byte that is neither 0 nor 1 is no valid bool in memory
-            return from_bytes(buffer, torch.uint8).ne(0).reshape(shape)
+            return from_buffer(buffer, torch.uint8).ne(0).reshape(shape)
         if dtype == torch.bfloat16 and len(buffer) == 4 * shape.numel():
-            return from_bytes(buffer, torch.float32).to(torch.bfloat16).reshape(shape)
-        return from_bytes(buffer, dtype).reshape(shape)
+            return from_buffer(buffer, torch.float32).to(torch.bfloat16).reshape(shape)
+        return from_buffer(buffer, dtype).reshape(shape)
 
     def estimate_compression_ratio(self, info: CompressionInfo) -> float:
         return 1.0
@@ -179,35 +181,6 @@ class NoCompression(CompressionBase):
     def buffer_lengths(self, elements: int, dtype: torch.dtype) -> Sequence[int]:
         length = elements * dtype.itemsize
         return (length, 2 * length) if dtype == torch.bfloat16 else (length,)
-
-
-def read_header(message: runtime_pb2.Tensor) -> tuple[torch.Size, torch.dtype]:
-    """Shape and dtype of a message, checked; allocates nothing and does not look at the buffer.
-
-    :raises SerializationError: if one of them is not allowed
-    """
-    dtype = WIRE_DTYPES.get(message.dtype)
-    if dtype is None:
-        raise SerializationError(f"dtype: got {message.dtype[:32]!r}, allowed: {', '.join(WIRE_DTYPES)}")
-    if message.requires_grad and not (dtype.is_floating_point or dtype.is_complex):
-        raise SerializationError(f"a {message.dtype} tensor cannot require a gradient")
-    size = message.size
-    if len(size) > MAX_DIMENSIONS or math.prod(max(1, length) for length in size) > MAX_ELEMENTS:
-        raise SerializationError(
-            f"shape: got {len(size)} dimensions, allowed: {MAX_DIMENSIONS} dimensions, {MAX_ELEMENTS} elements"
-        )
-    return torch.Size(size), dtype
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name of ``dtype`` in messages.
-
-    :raises SerializationError: if it has none
-    """
-    try:
-        return _NAMES[dtype]
-    except KeyError:
-        raise SerializationError(f"dtype: got {dtype}, allowed: {', '.join(WIRE_DTYPES)}") from None
 
 
 def bits_per_element(info: CompressionInfo) -> int:
@@ -218,15 +191,3 @@ def bits_per_element(info: CompressionInfo) -> int:
     if info.descriptor.dtype is None:
         raise SerializationError(f"the descriptor of tensor {info.key!r} has no dtype")
     return info.descriptor.dtype.itemsize * 8
-
-
-def to_bytes(tensor: torch.Tensor) -> bytes:
-    """The elements in C order; one copy, from whatever device."""
-    return tensor.detach().cpu().resolve_conj().numpy().tobytes()
-
-
-def from_bytes(data: bytes, dtype: torch.dtype) -> torch.Tensor:
-    """A 1-d CPU tensor that owns a copy of ``data``, whose length is a multiple of the element's size."""
-    if not data:  # torch.frombuffer refuses empty buffers
-        return torch.empty(0, dtype=dtype)
-    return torch.frombuffer(bytearray(data), dtype=dtype)

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from hivemind.compression.base import CompressionInfo, read_header
+from hivemind.compression.base import CompressionInfo
+from hivemind.compression.buffers import read_header
 from hivemind.compression.registry import codec_for
 from hivemind.errors import ConfigError, SerializationError, TensorLengthError
 from hivemind.proto import runtime_pb2

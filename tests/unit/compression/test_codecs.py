@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hivemind.compression import (
+    CompressionBase,
     CompressionInfo,
     Float16Compression,
     NoCompression,
@@ -23,6 +24,7 @@ from hivemind.compression import (
     deserialize_torch_tensor,
     serialize_torch_tensor,
 )
+from hivemind.compression.buffers import WIRE_DTYPES, from_buffer, to_buffer
 from hivemind.errors import ConfigError, SerializationError
 from hivemind.proto import runtime_pb2
 
@@ -69,7 +71,7 @@ def test_bfloat16_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(restored, tensor)
 
 
-@pytest.mark.parametrize("dtype", list(base.WIRE_DTYPES.values()), ids=str)
+@pytest.mark.parametrize("dtype", list(WIRE_DTYPES.values()), ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 5), (2, 3, 4)], ids=str)
 def test_none_restores_every_dtype_and_shape(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     tensor = torch.arange(torch.Size(shape).numel()).reshape(shape).to(dtype)
@@ -172,3 +174,45 @@ def test_descriptor() -> None:
     assert (descriptor.shape, descriptor.numel(), descriptor.requires_grad) == (torch.Size([2, 3]), 6, True)
     zeros = descriptor.make_zeros(requires_grad=False)
     assert (zeros.dtype, zeros.shape, zeros.requires_grad) == (torch.float64, torch.Size([2, 3]), False)
+
+
+@pytest.mark.parametrize("dtype", list(WIRE_DTYPES.values()), ids=str)
+def test_buffers_that_belong_to_their_receiver_are_not_copied(dtype: torch.dtype) -> None:
+    tensor = torch.arange(6).to(dtype)
+    memory = bytearray(to_buffer(tensor))
+    view = from_buffer(memory, dtype)
+    assert torch.equal(view, tensor)
+    view.zero_()
+    assert not any(memory)
+    assert torch.equal(from_buffer(bytes(to_buffer(tensor)), dtype), tensor)
+
+
+@pytest.mark.parametrize("offset", range(9))
+def test_buffers_at_any_offset(offset: int) -> None:
+    tensor = torch.arange(5, dtype=torch.float64)
+    memory = bytearray(offset) + bytes(to_buffer(tensor))
+    values = from_buffer(memoryview(memory)[offset:], torch.float64)
+    assert torch.equal(values, tensor)
+    assert values.data_ptr() % 8 == 0
+
+
+def test_read_only_memory_is_copied() -> None:
+    data = bytes(to_buffer(torch.ones(3)))
+    from_buffer(memoryview(data), torch.float32).zero_()
+    assert data == bytes(to_buffer(torch.ones(3)))
+
+
+def test_a_codec_of_a_users_own_needs_only_compress_and_a_ratio() -> None:
+    class Doubled(CompressionBase):
+        def compress(
+            self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False
+        ) -> runtime_pb2.Tensor:
+            return NoCompression().compress(tensor * 2, info)
+
+        def estimate_compression_ratio(self, info: CompressionInfo) -> float:
+            return 1.0
+
+    header, buffer = Doubled().encode(torch.ones(2), CompressionInfo.from_tensor(torch.ones(2)))
+    assert (header.buffer, bytes(buffer).hex()) == (b"", "0000004000000040")
+    with pytest.raises(SerializationError, match="Doubled reads no messages"):
+        Doubled().extract(NoCompression().compress(torch.ones(2), CompressionInfo.from_tensor(torch.ones(2))))

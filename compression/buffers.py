@@ -1,0 +1,107 @@
+"""Between tensors and plain memory: dtypes by their names on the wire, and checks of what a message says of itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from hivemind.errors import SerializationError
+
+__all__ = ["WIRE_DTYPES", "Buffer", "TensorMessage", "dtype_name", "from_buffer", "read_header", "to_buffer"]
+
+#: Memory that holds encoded values. What is not ``bytes`` belongs to whoever has got it, and may be written to.
+Buffer = bytes | bytearray | memoryview
+
+#: The dtypes that may stand in a message, by their name there. No other name is looked up, whoever sends it.
+WIRE_DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+    "complex64": torch.complex64,
+    "complex128": torch.complex128,
+}
+_NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
+
+#: More dimensions than any tensor operation of torch takes.
+MAX_DIMENSIONS = 64
+#: Elements in one tensor; also bounds the strides of tensors that have no elements.
+MAX_ELEMENTS = 2**48
+
+
+class TensorMessage(Protocol):
+    """A ``Tensor`` message that has come, be it a protobuf object or a view of the bytes that came."""
+
+    @property
+    def buffer(self) -> Buffer: ...
+
+    @property
+    def size(self) -> Sequence[int]: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def requires_grad(self) -> bool: ...
+
+    @property
+    def compression(self) -> int: ...
+
+
+def read_header(message: TensorMessage) -> tuple[torch.Size, torch.dtype]:
+    """Shape and dtype of a message, checked; allocates nothing and does not look at the buffer.
+
+    :raises SerializationError: if one of them is not allowed
+    """
+    dtype = WIRE_DTYPES.get(message.dtype)
+    if dtype is None:
+        raise SerializationError(f"dtype: got {message.dtype[:32]!r}, allowed: {', '.join(WIRE_DTYPES)}")
+    if message.requires_grad and not (dtype.is_floating_point or dtype.is_complex):
+        raise SerializationError(f"a {message.dtype} tensor cannot require a gradient")
+    size = message.size
+    if len(size) > MAX_DIMENSIONS or math.prod(max(1, length) for length in size) > MAX_ELEMENTS:
+        raise SerializationError(
+            f"shape: got {len(size)} dimensions, allowed: {MAX_DIMENSIONS} dimensions, {MAX_ELEMENTS} elements"
+        )
+    return torch.Size(size), dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of ``dtype`` in messages.
+
+    :raises SerializationError: if it has none
+    """
+    try:
+        return _NAMES[dtype]
+    except KeyError:
+        raise SerializationError(f"dtype: got {dtype}, allowed: {', '.join(WIRE_DTYPES)}") from None
+
+
+def to_buffer(tensor: torch.Tensor) -> memoryview:
+    """The elements in C order. No copy if the tensor is contiguous and on the CPU: use it before the tensor changes."""
+    octets = tensor.detach().cpu().resolve_conj().contiguous().view(-1).view(torch.uint8)
+    return octets.numpy().data
+
+
+def from_buffer(buffer: Buffer, dtype: torch.dtype) -> torch.Tensor:
+    """A 1-d CPU tensor of the elements in ``buffer``, whose length is a multiple of their size.
+
+    It may be written to. No copy if the buffer may be written to as well, and begins at a multiple of that size.
+    """
+    if not len(buffer):  # torch.frombuffer refuses empty buffers
+        return torch.empty(0, dtype=dtype)
+    if isinstance(buffer, bytes) or (isinstance(buffer, memoryview) and buffer.readonly):
+        buffer = bytearray(buffer)
+    octets = torch.frombuffer(buffer, dtype=torch.uint8)
+    if octets.data_ptr() % dtype.itemsize:
+        octets = octets.clone()
+    return octets.view(dtype)
