@@ -363,7 +363,8 @@ class ControlClient(asyncio.BufferedProtocol):
             self._transport.abort()
 
     async def close_handlers(self) -> None:
-        """Cancel the handlers and wait for their end."""
+        """Cancel the handlers and wait for their end; calls that still come are reset."""
+        self._handlers.clear()
         await end_handlers(self._scope)
 
 

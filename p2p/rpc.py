@@ -60,16 +60,17 @@ class Responses(Generic[M]):
         self._output_type = output_type
         self._deadline = deadline
         self._name = name
-        self._sender: asyncio.Task[None] | None = None
+        # the task that sends the requests, if they are a stream
+        self._senders: list[asyncio.Task[None]] = []
         self._ended = False
         loop = asyncio.get_running_loop()
         # one that is dropped unread must not leave the peer's handler running; finalizers may run on any thread
-        self._finalizer = weakref.finalize(self, _reset_soon, loop, stream)
+        self._finalizer = weakref.finalize(self, _drop_soon, loop, stream, self._senders)
         self._finalizer.atexit = False
 
     def send_from(self, scope: TaskScope, requests: AsyncIterable[Message]) -> None:
         """Send ``requests`` in the background, as a task of ``scope``."""
-        self._sender = scope.start(_send_all(self._stream, requests), name=f"requests of {self._name}")
+        self._senders.append(scope.start(_send_all(self._stream, requests), name=f"requests of {self._name}"))
 
     def __aiter__(self) -> Responses[M]:
         return self
@@ -91,21 +92,18 @@ class Responses(Generic[M]):
 
     def _raise_senders_error(self, error: BaseException) -> None:
         """The fault that came first is the sender's if its requests raised: the stream only broke because of that."""
-        sender = self._sender
-        if sender is None or not sender.done() or sender.cancelled() or not isinstance(error, DispatchFailure):
-            return
-        cause = sender.exception()
-        if cause is not None and not isinstance(cause, DispatchFailure):
-            raise cause
+        for sender in self._senders:
+            if sender.done() and not sender.cancelled() and isinstance(error, DispatchFailure):
+                cause = sender.exception()
+                if cause is not None and not isinstance(cause, DispatchFailure):
+                    raise cause
 
     async def _end(self, *, failed: bool) -> None:
         if self._ended:
             return
         self._ended = True
         self._finalizer.detach()
-        sender = self._sender
-        if sender is not None and not sender.done():
-            await cancel_and_wait(sender)
+        await cancel_and_wait(*(sender for sender in self._senders if not sender.done()))
         if failed:
             self._stream.reset()
         else:
@@ -116,9 +114,14 @@ class Responses(Generic[M]):
         await self._end(failed=True)
 
 
-def _reset_soon(loop: asyncio.AbstractEventLoop, stream: Stream) -> None:
+def _drop_soon(loop: asyncio.AbstractEventLoop, stream: Stream, senders: list[asyncio.Task[None]]) -> None:
+    def drop() -> None:
+        stream.reset()
+        for sender in senders:
+            sender.cancel()
+
     with suppress(RuntimeError):  # the loop is closed, and the stream with it
-        loop.call_soon_threadsafe(stream.reset)
+        loop.call_soon_threadsafe(drop)
 
 
 async def _send_all(stream: Stream, requests: AsyncIterable[Message]) -> None:

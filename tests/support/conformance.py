@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -618,6 +619,37 @@ class TransportConformance:
             await bob.peers()
         with pytest.raises(P2PDaemonError):
             await bob.listen_unary("echo", echo)
+
+    @pytest.mark.asyncio
+    async def test_calls_that_come_while_closing_do_no_harm(
+        self, swarm: Swarm, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(logging.getLogger("hivemind"), "propagate", True)
+        alice, bob = await swarm.transport(), await swarm.transport()
+        await alice.listen_unary("echo", echo)
+        await alice.listen_stream("stream", Mode.MESSAGES, echo_stream)
+        calls = 0
+
+        async def call_on() -> None:
+            nonlocal calls
+            while True:
+                await bob.call(alice.peer_id, "echo", b"x", soon())
+                stream = await bob.open(alice.peer_id, "stream", Mode.MESSAGES, soon())
+                await stream.send(b"x")
+                await stream.receive()
+                stream.reset()
+                calls += 1
+
+        async def call_to_the_end() -> None:
+            with pytest.raises(DispatchFailure):
+                await call_on()
+
+        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+            for _ in range(20):
+                group.create_task(call_to_the_end())
+            await eventually(lambda: calls > 100, "calls are under way")
+            await alice.close()
+        assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
     @pytest.mark.asyncio
     async def test_close_is_bounded_though_a_handler_clings(self, swarm: Swarm) -> None:

@@ -215,6 +215,26 @@ class ServiceContract:
         await eventually(service.hanging.cancelled.is_set, "the handler is cancelled")
 
     @pytest.mark.asyncio
+    async def test_dropping_the_iterator_ends_the_requests(self, pair: Pair) -> None:
+        alice, bob = pair
+        await Numbers().add_p2p_handlers(alice)
+        entered, closed = asyncio.Event(), asyncio.Event()
+
+        async def blocked() -> AsyncIterator[TestRequest]:
+            yield TestRequest(number=1)
+            entered.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                closed.set()
+
+        responses = await Numbers.get_stub(bob, alice.peer_id).rpc_next(blocked())
+        await eventually(entered.is_set, "the requests block")
+        del responses
+        gc.collect()
+        await eventually(closed.is_set, "the requests are closed")
+
+    @pytest.mark.asyncio
     async def test_an_endless_handler_waits_for_its_reader(self, pair: Pair) -> None:
         alice, bob = pair
         service = Numbers()
