@@ -88,6 +88,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def to_buffer(tensor: torch.Tensor) -> memoryview:
     """The elements in C order. No copy if the tensor is contiguous and on the CPU: use it before the tensor changes."""
+    if not tensor.numel():  # may have strides that no view takes
+        return memoryview(b"")
     octets = tensor.detach().cpu().resolve_conj().contiguous().view(-1).view(torch.uint8)
     return octets.numpy().data
 
