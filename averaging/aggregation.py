@@ -14,15 +14,16 @@ from contextlib import aclosing, suppress
 import torch
 
 from hivemind.aio import TaskScope, cancel_and_wait, with_deadline
+from hivemind.averaging.messages import PartMessage
 from hivemind.averaging.partition import DEFAULT_PART_SIZE_BYTES, TensorPartContainer
 from hivemind.averaging.reducer import TensorPartReducer
 from hivemind.averaging.reduction import ReducedPart, reduce_part
 from hivemind.clock import Deadline
-from hivemind.compression import read_header
+from hivemind.compression import TensorMessage, read_header
 from hivemind.errors import AllreduceException, BannedException, DeadlineExceeded, HivemindError, ProtocolViolation
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
-from hivemind.proto import averaging_pb2, runtime_pb2
+from hivemind.proto import averaging_pb2
 
 __all__ = ["MAX_WEIGHT", "PartAggregator", "code_name"]
 
@@ -35,9 +36,11 @@ PARALLEL_PARTS = 4
 #: Bytes of parts that may wait for slower senders, of all senders together, and parts of one sender.
 _AHEAD_BYTES = 64 * 2**20
 _MAX_AHEAD = 8
+#: How long a sender may take to end its side once it has all its answers.
+_END_SECONDS = 5.0
 
-Messages = AsyncIterator[averaging_pb2.AveragingData]
-Answers = AsyncGenerator[averaging_pb2.AveragingData, None]
+Messages = AsyncIterator[PartMessage]
+Answers = AsyncGenerator[PartMessage, None]
 
 
 class PartAggregator:
@@ -69,7 +72,7 @@ class PartAggregator:
         self._local, self._clients, self._weight = local_index, clients, weight
         self._sender_timeout, self._deadline = sender_timeout, deadline
         self._sizes = [part.size for part in container.parts_by_peer[local_index]]
-        self._reducer = TensorPartReducer[runtime_pb2.Tensor | None, ReducedPart](
+        self._reducer = TensorPartReducer[TensorMessage | None, ReducedPart](
             [torch.Size([size]) for size in self._sizes], len(peer_ids), self._reduce
         )
         self._ahead = max(2, min(_MAX_AHEAD, _AHEAD_BYTES // (DEFAULT_PART_SIZE_BYTES * len(peer_ids))))
@@ -105,7 +108,7 @@ class PartAggregator:
                 await self._container.run_for_part(self._local, index, write, reduced.average, False)
                 reduced.average = None
 
-    def _reduce(self, index: int, inputs: Mapping[int, tuple[runtime_pb2.Tensor | None, float]]) -> ReducedPart:
+    def _reduce(self, index: int, inputs: Mapping[int, tuple[TensorMessage | None, float]]) -> ReducedPart:
         return reduce_part(self._container.local_part(self._local, index), self._local, inputs)
 
     async def _reduced(self, index: int) -> ReducedPart:
@@ -161,9 +164,9 @@ class PartAggregator:
         self._serving += 1
         self._idle.clear()
         try:
-            first = await self._receive(stream) or averaging_pb2.AveragingData()
+            first = await self._receive(stream) or PartMessage()
             if (refusal := self._refusal(sender, first)) is not None:
-                yield averaging_pb2.AveragingData(code=refusal)
+                yield PartMessage(code=refusal)
                 return
             self._begun.add(sender)
             # numbers of parts that are here, then None; slots bound how many of them wait
@@ -174,6 +177,8 @@ class PartAggregator:
                 async with aclosing(self._answers(sender, arrived, slots)) as answers:
                     async for answer in answers:
                         yield answer
+                if reader.done():
+                    await self._await_end(stream)
             finally:
                 await cancel_and_wait(reader)
                 self.ban(sender, "its call ended")
@@ -182,7 +187,13 @@ class PartAggregator:
             if not self._serving:
                 self._idle.set()
 
-    def _refusal(self, sender: int, first: averaging_pb2.AveragingData) -> averaging_pb2.MessageCode.ValueType | None:
+    async def _await_end(self, stream: Messages) -> None:
+        """Let a sender that has all its answers end its side first: a peer of hivemind 1.1 whose call is over before it
+        has sent its end marker drops the answers that it has not read yet, without an error."""
+        with suppress(HivemindError, OSError):
+            await with_deadline(anext(stream, None), Deadline.after(_END_SECONDS).earlier(self._deadline), "an end")
+
+    def _refusal(self, sender: int, first: PartMessage) -> averaging_pb2.MessageCode.ValueType | None:
         if first.group_id != self._group_id:
             return averaging_pb2.BAD_GROUP_ID
         if self._ended is not None:
@@ -199,13 +210,13 @@ class PartAggregator:
     async def _read(
         self,
         sender: int,
-        first: averaging_pb2.AveragingData,
+        first: PartMessage,
         stream: Messages,
         arrived: asyncio.Queue[int | None],
         slots: asyncio.Semaphore,
     ) -> None:
         """Take the parts of one sender; what is wrong with them is its failure, not the round's."""
-        message: averaging_pb2.AveragingData | None = first
+        message: PartMessage | None = first
         try:
             for index in range(self.num_parts):
                 await slots.acquire()
@@ -223,11 +234,11 @@ class PartAggregator:
         finally:
             arrived.put_nowait(None)
 
-    async def _receive(self, stream: Messages) -> averaging_pb2.AveragingData | None:
+    async def _receive(self, stream: Messages) -> PartMessage | None:
         deadline = Deadline.after(self._sender_timeout).earlier(self._deadline)
         return await with_deadline(anext(stream, None), deadline, "parts of a sender")
 
-    def _check(self, message: averaging_pb2.AveragingData, size: int) -> None:
+    def _check(self, message: PartMessage, size: int) -> None:
         if not 0 <= message.weight <= MAX_WEIGHT:
             raise ProtocolViolation(f"weight: got {message.weight}, allowed: 0 to {MAX_WEIGHT:g}")
         shape, _ = read_header(message.tensor_part)
@@ -235,7 +246,7 @@ class PartAggregator:
             raise ProtocolViolation(f"a part of shape {tuple(shape)[:8]}, expected ({size},)")
 
     async def _answers(self, sender: int, arrived: asyncio.Queue[int | None], slots: asyncio.Semaphore) -> Answers:
-        held: list[averaging_pb2.AveragingData] = []
+        held: list[PartMessage] = []
         while (index := await with_deadline(arrived.get(), self._deadline, "parts of a sender")) is not None:
             try:
                 reduced = await with_deadline(self._reduced(index), self._deadline, "parts of other senders")
@@ -245,15 +256,14 @@ class PartAggregator:
             if answer is None:
                 break
             slots.release()
-            message = averaging_pb2.AveragingData(code=averaging_pb2.AVERAGED_PART, tensor_part=answer)
             if sender in self._clients and index + 1 < self.num_parts:
-                held.append(message)
+                held.append(answer)
                 continue
-            for each in (*held, message):
+            for each in (*held, answer):
                 yield each
             if index + 1 == self.num_parts:
                 return
-        yield averaging_pb2.AveragingData(code=self._ended or averaging_pb2.INTERNAL_ERROR)
+        yield PartMessage(code=self._ended or averaging_pb2.INTERNAL_ERROR)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -20,16 +20,17 @@ import torch
 
 from hivemind.aio import TaskScope
 from hivemind.averaging.aggregation import MAX_WEIGHT, PartAggregator, code_name
+from hivemind.averaging.messages import PartMessage
 from hivemind.averaging.modes import AveragingMode
 from hivemind.averaging.partition import DEFAULT_PART_SIZE_BYTES, TensorPartContainer
 from hivemind.clock import Deadline
-from hivemind.compression import CompressionBase, CompressionInfo, codec_for
+from hivemind.compression import CompressionBase, CompressionInfo, TensorMessage, codec_for
 from hivemind.config import check_seconds
 from hivemind.errors import AllreduceException, ConfigError, HivemindError, P2PDaemonError, ProtocolViolation
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p import P2P, P2PContext, ServicerBase
-from hivemind.proto import averaging_pb2, runtime_pb2
+from hivemind.proto import averaging_pb2
 from hivemind.runtime import in_pool
 
 __all__ = ["AllReduceResult", "AllReduceRunner", "decide_outcome"]
@@ -140,6 +141,7 @@ class AllReduceRunner:
         self.failed_reducers: dict[PeerID, str] = {}
         self._p2p, self._servicer_type, self._prefix = p2p, servicer_type, prefix
         self._local = self.peer_ids.index(p2p.peer_id)
+        self._is_client = not peer_counts[self._local]
         self._weight = 0.0 if modes is not None and modes[self._local] is AveragingMode.AUX else float(weight)
         self._sender_timeout, self._reducer_timeout, self._deadline = sender_timeout, reducer_timeout, deadline
         self._container = TensorPartContainer(tensors, peer_counts, compression, part_size_bytes, tensor_infos)
@@ -191,8 +193,8 @@ class AllReduceRunner:
         return AllReduceResult(self._container.averaged, self._aggregator.contributors, dict(self.failed_senders), {})
 
     async def rpc_aggregate_part(
-        self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
-    ) -> AsyncGenerator[averaging_pb2.AveragingData, None]:
+        self, stream: AsyncIterator[PartMessage], context: P2PContext
+    ) -> AsyncGenerator[PartMessage, None]:
         """Answer another member's parts with what to add to them. Close it (`contextlib.aclosing`) if its call ends.
 
         :param stream: that member's messages, the first one included
@@ -259,8 +261,10 @@ class AllReduceRunner:
                     watch.reschedule(loop.time() + self._reducer_timeout)
 
                 stub = self._servicer_type.get_stub(self._p2p, peer, namespace=self._prefix)
-                async with aclosing(await stub.rpc_aggregate_part(self._parts_for(reducer, progress))) as answers:
-                    await self._take_answers(reducer, answers, progress)
+                answered = asyncio.Event()
+                parts = self._parts_for(reducer, progress, answered)
+                async with aclosing(await stub.rpc_aggregate_part(parts)) as answers:
+                    await self._take_answers(reducer, answers, progress, answered)
         except (HivemindError, TimeoutError, OSError) as error:
             silent = isinstance(error, TimeoutError) and not isinstance(error, HivemindError)
             reason = f"no progress for {self._reducer_timeout:g} s" if silent else f"{type(error).__name__}: {error}"
@@ -273,29 +277,37 @@ class AllReduceRunner:
         self._pending.discard(reducer)
 
     async def _parts_for(
-        self, reducer: int, progress: Callable[[], None]
-    ) -> AsyncIterator[averaging_pb2.AveragingData]:
+        self, reducer: int, progress: Callable[[], None], answered: asyncio.Event
+    ) -> AsyncIterator[PartMessage]:
+        """The parts, in order. The stream of them ends once all are ``answered``: a reducer of hivemind 1.1 that has
+        given its last answer when the end marker comes resets the stream, and with it answers that are under way. A
+        client's answers come after that marker only."""
         count = self._container.num_parts_by_peer[reducer]
-        ahead: list[asyncio.Task[runtime_pb2.Tensor]] = []
+        ahead: list[asyncio.Task[PartMessage]] = []
         for index in range(count):
             while len(ahead) <= self._container.prefetch and index + len(ahead) < count:
-                work = self._container.run_for_part(reducer, index + len(ahead), self._container.encode)
+                work = self._container.run_for_part(reducer, index + len(ahead), self._pack)
                 ahead.append(self._encoders.start(work))
-            part = await ahead.pop(0)
+            message = await ahead.pop(0)
             progress()
-            if index:
-                yield averaging_pb2.AveragingData(tensor_part=part, weight=self._weight)
-            else:
-                yield averaging_pb2.AveragingData(
-                    code=averaging_pb2.PART_FOR_AVERAGING,
-                    group_id=self.group_id,
-                    tensor_part=part,
-                    weight=self._weight,
-                )
+            yield message
             progress()
+        if not self._is_client:
+            await answered.wait()
+
+    def _pack(self, reducer: int, index: int) -> PartMessage:
+        header, buffer = self._container.encode_buffer(reducer, index)
+        if index:
+            return PartMessage.pack(header, buffer, weight=self._weight)
+        code = averaging_pb2.PART_FOR_AVERAGING
+        return PartMessage.pack(header, buffer, code=code, group_id=self.group_id, weight=self._weight)
 
     async def _take_answers(
-        self, reducer: int, answers: AsyncIterator[averaging_pb2.AveragingData], progress: Callable[[], None]
+        self,
+        reducer: int,
+        answers: AsyncIterator[PartMessage],
+        progress: Callable[[], None],
+        answered: asyncio.Event,
     ) -> None:
         count = self._container.num_parts_by_peer[reducer]
         for index in range(count):
@@ -306,11 +318,12 @@ class AllReduceRunner:
                 raise ProtocolViolation(f"answered part {index} of {count} with {code_name(answer.code)}")
             await self._container.run_for_part(reducer, index, self._register, answer.tensor_part)
             progress()
+        answered.set()
         with suppress(TimeoutError, HivemindError):
             async with asyncio.timeout(_GOODBYE_SECONDS):
                 await anext(answers, None)
 
-    def _register(self, reducer: int, index: int, answer: runtime_pb2.Tensor) -> None:
+    def _register(self, reducer: int, index: int, answer: TensorMessage) -> None:
         delta = codec_for(answer.compression).extract(answer)
         self._container.register_processed_part(reducer, index, delta)
 

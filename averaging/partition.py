@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hivemind.averaging.arithmetic import apply_answer, is_finite
-from hivemind.compression import CompressionBase, CompressionInfo, NoCompression
+from hivemind.compression import Buffer, CompressionBase, CompressionInfo, NoCompression
 from hivemind.errors import ConfigError, ProtocolViolation
 from hivemind.proto import runtime_pb2
 from hivemind.runtime import in_pool
@@ -197,11 +197,18 @@ class TensorPartContainer:
         """All parts that ``peer_index`` reduces, in order; see `local_part`."""
         return tuple(self.local_part(peer_index, index) for index in range(self.num_parts_by_peer[peer_index]))
 
+    def info_of(self, peer_index: int, part_index: int) -> CompressionInfo:
+        """What the codec may know of one part."""
+        part = self.parts_by_peer[peer_index][part_index]
+        return self.tensor_infos[part.tensor].get_part(part.index, self.part_values[part.tensor])
+
     def encode(self, peer_index: int, part_index: int) -> runtime_pb2.Tensor:
         """The message with the local values of one part."""
-        part = self.parts_by_peer[peer_index][part_index]
-        info = self.tensor_infos[part.tensor].get_part(part.index, self.part_values[part.tensor])
-        return self.compression.compress(self.local_part(peer_index, part_index), info)
+        return self.compression.compress(self.local_part(peer_index, part_index), self.info_of(peer_index, part_index))
+
+    def encode_buffer(self, peer_index: int, part_index: int) -> tuple[runtime_pb2.Tensor, Buffer]:
+        """As `encode`, with the buffer beside the message; it may be the local values themselves."""
+        return self.compression.encode(self.local_part(peer_index, part_index), self.info_of(peer_index, part_index))
 
     async def iterate_input_parts_for(self, peer_index: int) -> AsyncIterator[runtime_pb2.Tensor]:
         """The messages with the parts that ``peer_index`` reduces, in order; large ones are encoded in the pool."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from hivemind.averaging.arithmetic import accumulator_dtype, is_finite, weighted_mean
-from hivemind.compression import CompressionInfo, codec_for
+from hivemind.averaging.messages import PartMessage
+from hivemind.compression import CompressionInfo, TensorMessage, codec_for
 from hivemind.errors import SerializationError
-from hivemind.proto import runtime_pb2
+from hivemind.proto import averaging_pb2, runtime_pb2
 
 __all__ = ["ReducedPart", "reduce_part"]
 
@@ -25,12 +26,12 @@ class ReducedPart:
     """
 
     average: torch.Tensor | None
-    answers: dict[int, runtime_pb2.Tensor]
+    answers: dict[int, PartMessage]
     rejected: dict[int, str]
 
 
 def reduce_part(
-    local: torch.Tensor, local_sender: int, inputs: Mapping[int, tuple[runtime_pb2.Tensor | None, float]]
+    local: torch.Tensor, local_sender: int, inputs: Mapping[int, tuple[TensorMessage | None, float]]
 ) -> ReducedPart:
     """Reduce one part.
 
@@ -58,7 +59,7 @@ def reduce_part(
     return ReducedPart(average, answers, rejected)
 
 
-def _decode(message: runtime_pb2.Tensor, local: torch.Tensor) -> torch.Tensor:
+def _decode(message: TensorMessage, local: torch.Tensor) -> torch.Tensor:
     part = codec_for(message.compression).extract(message)
     if part.shape != local.shape or part.is_complex():
         raise SerializationError(f"a part of shape {tuple(part.shape)}, expected {tuple(local.shape)}")
@@ -71,7 +72,8 @@ def _mean(values: Mapping[int, torch.Tensor], weights: Mapping[int, float]) -> t
     return weighted_mean(list(values.values()), [weights[sender] for sender in values])
 
 
-def _answer(average: torch.Tensor | None, part: torch.Tensor, message: runtime_pb2.Tensor | None) -> runtime_pb2.Tensor:
+def _answer(average: torch.Tensor | None, part: torch.Tensor, message: TensorMessage | None) -> PartMessage:
     delta = torch.zeros_like(part, dtype=accumulator_dtype(part.dtype)) if average is None else average - part
     codec = codec_for(runtime_pb2.NONE if message is None else message.compression)
-    return codec.compress(delta, CompressionInfo.from_tensor(delta), allow_inplace=True)
+    header, buffer = codec.encode(delta, CompressionInfo.from_tensor(delta), allow_inplace=True)
+    return PartMessage.pack(header, buffer, code=averaging_pb2.AVERAGED_PART)

@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from hivemind.aio import with_deadline
 from hivemind.averaging.matchmaking import Matchmaking
+from hivemind.averaging.messages import PartMessage
 from hivemind.averaging.rounds import Rounds
 from hivemind.averaging.state import Donor
 from hivemind.clock import Deadline
@@ -17,7 +18,7 @@ from hivemind.proto import averaging_pb2
 
 __all__ = ["AveragerServicer", "servicer_named"]
 
-Parts = AsyncIterator[averaging_pb2.AveragingData]
+Parts = AsyncIterator[PartMessage]
 
 
 class AveragerServicer(ServicerBase):
@@ -42,8 +43,8 @@ class AveragerServicer(ServicerBase):
                 yield answer
 
     async def rpc_aggregate_part(
-        self, stream: AsyncIterator[averaging_pb2.AveragingData], context: P2PContext
-    ) -> AsyncIterator[averaging_pb2.AveragingData]:
+        self, stream: AsyncIterator[PartMessage], context: P2PContext
+    ) -> AsyncIterator[PartMessage]:
         """Reduce the caller's parts."""
         wait = Deadline.after(self._first_part_seconds)
         try:
@@ -52,7 +53,7 @@ class AveragerServicer(ServicerBase):
             raise ProtocolViolation("a stream of parts without a single one") from None
         runner = await self._rounds.runner_of(first.group_id)
         if runner is None:
-            yield averaging_pb2.AveragingData(code=averaging_pb2.BAD_GROUP_ID)
+            yield PartMessage(code=averaging_pb2.BAD_GROUP_ID)
             return
         async with aclosing(runner.rpc_aggregate_part(_with_first(first, stream), context)) as answers:
             async for answer in answers:
@@ -67,7 +68,7 @@ class AveragerServicer(ServicerBase):
                 yield message
 
 
-async def _with_first(first: averaging_pb2.AveragingData, rest: Parts) -> Parts:
+async def _with_first(first: PartMessage, rest: Parts) -> Parts:
     yield first
     async for part in rest:
         yield part

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from hivemind.averaging.allreduce import AllReduceResult, AllReduceRunner
+from hivemind.averaging.messages import PartMessage
 from hivemind.clock import Deadline
 from hivemind.errors import ProtocolViolation
 from hivemind.p2p import P2P, MemoryNetwork, P2PContext, PeerID, ServicerBase
-from hivemind.proto.averaging_pb2 import AveragingData
 
 GROUP = b"group-of-twenty-byte"
 PREFIX = "tests"
@@ -26,8 +26,8 @@ class RoundServicer(ServicerBase):
         self.runner: AllReduceRunner | None = None
 
     async def rpc_aggregate_part(
-        self, stream: AsyncIterator[AveragingData], context: P2PContext
-    ) -> AsyncIterator[AveragingData]:
+        self, stream: AsyncIterator[PartMessage], context: P2PContext
+    ) -> AsyncIterator[PartMessage]:
         if self.runner is None:
             raise ProtocolViolation("no round here")
         async with aclosing(self.runner.rpc_aggregate_part(stream, context)) as answers:

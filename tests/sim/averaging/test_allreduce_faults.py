@@ -370,7 +370,7 @@ class _Liar(RoundServicer):
         self, stream: AsyncIterator[AveragingData], context: object
     ) -> AsyncIterator[AveragingData]:
         async for message in stream:
-            for answer in self.answers(message):
+            for answer in self.answers(AveragingData.FromString(message.SerializeToString())):
                 yield answer
 
 

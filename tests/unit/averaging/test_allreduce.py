@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hivemind.averaging.allreduce import AllReduceRunner, decide_outcome
+from hivemind.averaging.messages import PartMessage
 from hivemind.averaging.modes import AveragingMode
 from hivemind.averaging.reduction import reduce_part
 from hivemind.clock import Deadline
@@ -17,7 +18,7 @@ from hivemind.compression import deserialize_torch_tensor, serialize_torch_tenso
 from hivemind.errors import ConfigError, SerializationError
 from hivemind.p2p import MemoryNetwork, PeerID
 from hivemind.proto import runtime_pb2
-from hivemind.proto.averaging_pb2 import AveragingData
+from hivemind.proto.averaging_pb2 import AVERAGED_PART, AveragingData
 from hivemind.virtual_clock import run_virtual
 from tests.support.rounds import RoundServicer, members
 
@@ -30,7 +31,7 @@ A, B, C = (PeerID(bytes([k]) * 4) for k in (1, 2, 3))
 def test_golden_first_message() -> None:
     """Group id "G", one float32 1.0, weight 1.0, as hivemind 1.1 sends it."""
 
-    async def main() -> list[AveragingData]:
+    async def main() -> list[PartMessage]:
         async with members(MemoryNetwork(), 2, [(1,)]) as group:
             group[0].tensors[0].fill_(1.0)
             peers = [member.peer_id for member in group]
@@ -46,7 +47,7 @@ def test_golden_first_message() -> None:
                 reducer_timeout=2,
                 deadline=Deadline.never(),
             )
-            sent = [message async for message in runner._parts_for(1, lambda: None)]
+            sent = [message async for message in runner._parts_for(1, lambda: None, asyncio.Event())]
             await runner.close()
             return sent
 
@@ -64,18 +65,25 @@ def part(values: Sequence[float], compression: Any = runtime_pb2.NONE, dtype: to
     return serialize_torch_tensor(torch.tensor(values, dtype=dtype), compression)
 
 
+def values_of(answer: PartMessage) -> torch.Tensor:
+    message = AveragingData.FromString(answer.SerializeToString())
+    assert message.code == AVERAGED_PART
+    return deserialize_torch_tensor(message.tensor_part)
+
+
 def test_answers_are_deltas_in_the_senders_codec() -> None:
     inputs = {0: (None, 1.0), 1: (part([1.0, 5.0]), 1.0), 2: (part([3.0, 6.0], runtime_pb2.FLOAT16), 2.0)}
     reduced = reduce_part(torch.tensor([5.0, 3.0]), 0, inputs)
     assert reduced.average is not None
     assert reduced.average.tolist() == [3.0, 5.0]
     assert not reduced.rejected
-    assert {sender: deserialize_torch_tensor(answer).tolist() for sender, answer in reduced.answers.items()} == {
+    assert {sender: values_of(answer).tolist() for sender, answer in reduced.answers.items()} == {
         1: [2.0, 0.0],
         2: [0.0, -1.0],
     }
-    assert [reduced.answers[k].compression for k in (1, 2)] == [runtime_pb2.NONE, runtime_pb2.FLOAT16]
-    assert reduced.answers[1].buffer.hex() == "0000004000000000"
+    parts = [AveragingData.FromString(reduced.answers[k].SerializeToString()).tensor_part for k in (1, 2)]
+    assert [each.compression for each in parts] == [runtime_pb2.NONE, runtime_pb2.FLOAT16]
+    assert parts[0].buffer.hex() == "0000004000000000"
 
 
 def test_deltas_of_low_precision_parts_are_float32() -> None:
@@ -83,14 +91,14 @@ def test_deltas_of_low_precision_parts_are_float32() -> None:
     reduced = reduce_part(
         torch.tensor([1.0], dtype=torch.bfloat16), 0, {0: (None, 1.0), 1: (part([2.0], dtype=torch.bfloat16), 2.0)}
     )
-    assert reduced.answers[1].dtype == "float32"
-    assert deserialize_torch_tensor(reduced.answers[1]).item() == pytest.approx(-1 / 3)
+    assert AveragingData.FromString(reduced.answers[1].SerializeToString()).tensor_part.dtype == "float32"
+    assert values_of(reduced.answers[1]).item() == pytest.approx(-1 / 3)
 
 
 def test_without_weights_everybody_keeps_its_values() -> None:
     reduced = reduce_part(torch.tensor([1.0]), 0, {0: (None, 0.0), 1: (part([float("nan")]), 0.0)})
     assert reduced.average is None
-    assert deserialize_torch_tensor(reduced.answers[1]).tolist() == [0.0]
+    assert values_of(reduced.answers[1]).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(
