@@ -21,6 +21,8 @@
     │       └── StreamTruncated             the peer's stream ended inside a message
     ├── P2PHandlerError                     the peer's handler raised: carries its text
     ├── ProtocolViolation                   a peer sent what the protocol forbids
+    ├── AuthorizationError                  a call or its answer does not come from who may take part: says why
+    │   └── TokenUnavailable                this peer has no access token of its own to show
     ├── ValidationError                     a peer or a record failed a check (clock, reachability, signature)
     ├── SerializationError (ValueError)     bytes that do not decode, or a value that does not encode
     │   └── TensorLengthError (RuntimeError) a tensor's buffer does not fit its shape and dtype
@@ -38,6 +40,7 @@ from collections.abc import Mapping
 
 __all__ = [
     "AllreduceException",
+    "AuthorizationError",
     "BannedException",
     "BootstrapError",
     "ConfigError",
@@ -60,6 +63,7 @@ __all__ = [
     "StreamReset",
     "StreamTruncated",
     "TensorLengthError",
+    "TokenUnavailable",
     "ValidationError",
     "WrongTypeError",
 ]
@@ -189,6 +193,14 @@ class P2PHandlerError(HivemindError):
 
 class ProtocolViolation(HivemindError):
     """A peer sent what the protocol forbids."""
+
+
+class AuthorizationError(HivemindError):
+    """A call was refused, or its answer is not trusted: who is at the other side may not take part."""
+
+
+class TokenUnavailable(AuthorizationError):
+    """This peer could not get an access token for itself."""
 
 
 class ValidationError(HivemindError):

@@ -1,11 +1,12 @@
 """The distributed hash table: records that expire, kept by the peers themselves."""
 
+from hivemind.crypto import RSAPrivateKey, RSAPublicKey
 from hivemind.dht.config import DEFAULT_NUM_WORKERS, DHTNodeOptions
 from hivemind.dht.dht import DHT
 from hivemind.dht.node import DHTNode
 from hivemind.dht.records import DHTValue
 from hivemind.dht.routing import DHTID
-from hivemind.dht.signing import RSAPrivateKey, RSAPublicKey, RSASignatureValidator
+from hivemind.dht.signing import RSASignatureValidator
 from hivemind.dht.validation import CompositeValidator, DHTRecord, RecordValidatorBase
 from hivemind.timed_storage import ValueWithExpiration
 

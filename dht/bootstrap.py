@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from multiaddr import Multiaddr
@@ -11,14 +11,15 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind.aio import TaskScope, with_deadline
 from hivemind.clock import Deadline
-from hivemind.errors import BootstrapError, ConfigError, HivemindError, WrongTypeError
+from hivemind.dht.routing import DHTID
+from hivemind.errors import BootstrapError, ConfigError, ControlFailure, HivemindError, WrongTypeError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 
 if TYPE_CHECKING:
     from hivemind.dht.node import DHTNode
 
-__all__ = ["bootstrap", "parse_initial_peers", "peer_of"]
+__all__ = ["bootstrap", "join_through_home", "look_around", "parse_initial_peers", "peer_of"]
 
 logger = get_logger(__name__)
 
@@ -114,10 +115,28 @@ async def _meet(node: DHTNode, peer: PeerID, addresses: list[Multiaddr], deadlin
     return None
 
 
-async def look_around(node: DHTNode, seconds: float) -> None:
-    """Look for the nodes nearest to oneself for so long; what was found by then is known."""
+async def join_through_home(node: DHTNode) -> None:
+    """Meet whom the node of the same peer in another process knows, and that node itself.
+
+    :raises ControlFailure: if it does not answer
+    """
+    answer = await node.protocol.call_find(node.peer_id, [node.node_id])
+    if answer is None:
+        raise ControlFailure(
+            "the DHT that this one is a copy of does not answer: it was shut down, or its process ended"
+        )
+    _, neighbors = answer[node.node_id]
+    known = node.protocol.routing_table.get_nearest_neighbors(node.node_id, node.protocol.bucket_size)
+    await look_around(node, node.options.wait_timeout, {**neighbors, **dict(known)})
+
+
+async def look_around(node: DHTNode, seconds: float, begin: Mapping[DHTID, PeerID] | None = None) -> None:
+    """Look for the nodes nearest to oneself for so long; what was found by then is known.
+
+    :param begin: where to begin; default the nodes known nearest
+    """
     try:
         async with asyncio.timeout(seconds):
-            await node.find_nearest_nodes([node.node_id], exclude_self=True)
+            await node.find_nearest_nodes([node.node_id], node_to_peer_id=begin, exclude_self=True)
     except TimeoutError:
         logger.debug("the first search took longer than %s s", seconds)

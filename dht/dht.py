@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from types import TracebackType
-from typing import Any, Literal, NoReturn, Self, TypeVar, overload
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
 
 from multiaddr import Multiaddr
 
-from hivemind.clock import Deadline, DHTExpiration
-from hivemind.config import check_choice, check_seconds
+from hivemind.clock import DHTExpiration
+from hivemind.config import check_choice
+from hivemind.dht.background import BackgroundNode
 from hivemind.dht.bootstrap import parse_initial_peers
 from hivemind.dht.config import DEFAULT_NUM_WORKERS, split_node_options
+from hivemind.dht.home import Door
 from hivemind.dht.node import DHTNode
+from hivemind.dht.recipe import CopyRecipe, NodeRecipe, Recipe
 from hivemind.dht.records import DHTKey, DHTValue, Subkey
 from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
-from hivemind.errors import HivemindError, P2PDaemonError, RuntimeClosedError, WrongTypeError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
-from hivemind.p2p import P2P
-from hivemind.runtime import HivemindFuture, get_runtime, wait_for
+from hivemind.p2p import P2P, AuthorizerBase
+from hivemind.runtime import HivemindFuture
 from hivemind.timed_storage import ValueWithExpiration
 
 __all__ = ["DHT"]
@@ -33,7 +34,7 @@ T = TypeVar("T")
 Found = ValueWithExpiration[Any] | None
 
 
-class DHT:
+class DHT(BackgroundNode):
     """A node of the distributed hash table that runs in the background. Thread-safe.
 
     ::
@@ -45,12 +46,16 @@ class DHT:
     Its node runs on the network thread of the process, which all DHTs share. Blocking methods are for other threads; on
     the network thread use `node` and await its methods.
 
+    It can be given to another process (pickled, with the start methods spawn and forkserver): the copy there stands on
+    the same daemon, is the same peer, has the same validators, and ends when it is shut down or its process ends.
+
     :param initial_peers: addresses of nodes of the swarm, each ``/…/p2p/<id>``; None: begin a swarm
     :param start: start now; otherwise by `run_in_background`
     :param p2p: share this peer's daemon, which stays its owner's; by default an own daemon is started
     :param daemon: accepted for hivemind 1.1, where the DHT was a process of its own
     :param num_workers: requests that one search has under way at first
     :param record_validators: check and sign records; see also `add_validators`
+    :param authorizer: decides who may call this node and be called by it; None: all
     :param shutdown_timeout: seconds within which `shutdown` returns
     :param await_ready: with ``start``, wait until the node has joined; errors of the start are raised here
     :param kwargs: options of `DHTNodeOptions` and, without ``p2p``, of `P2PConfig`
@@ -69,139 +74,75 @@ class DHT:
         daemon: bool = True,
         num_workers: int = DEFAULT_NUM_WORKERS,
         record_validators: Iterable[RecordValidatorBase] = (),
+        authorizer: AuthorizerBase | None = None,
         shutdown_timeout: float = 3,
         await_ready: bool = True,
         **kwargs: Any,
     ) -> None:
         check_choice("start", start, (True, False))
         check_choice("daemon", daemon, (True, False))
-        check_seconds("shutdown_timeout", shutdown_timeout)
-        self.initial_peers = parse_initial_peers(initial_peers)
-        self.num_workers = num_workers
-        self.shutdown_timeout = shutdown_timeout
-        self._validators = CompositeValidator(record_validators)
-        given = {**kwargs, "num_workers": num_workers}
-        self._options, self._p2p_options = split_node_options(given, shared=p2p is not None, where="DHT")
-        self._given_p2p = p2p
-        # guards the three below; the node itself is owned by the network thread
-        self._lock = threading.Lock()
-        self._runtime = get_runtime()
-        self._starting: HivemindFuture[DHTNode] | None = None
-        self._ended = False
-        self._peer_id: PeerID | None = None
-        # owned by the network thread
-        self._start_task: asyncio.Task[Any] | None = None
-        self._replicas: dict[asyncio.AbstractEventLoop, P2P] = {}
+        options, p2p_options = split_node_options(
+            {**kwargs, "num_workers": num_workers}, shared=p2p is not None, where="DHT"
+        )
+        recipe = NodeRecipe(
+            initial_peers=parse_initial_peers(initial_peers),
+            options=options,
+            validators=CompositeValidator(record_validators),
+            authorizer=authorizer,
+            p2p=p2p,
+            p2p_options=p2p_options,
+        )
+        self._set_up(recipe, shutdown_timeout)
         if start:
             self.run_in_background(await_ready=await_ready)
 
-    # -- life ----------------------------------------------------------------------------------------------------------
+    def _set_up(self, recipe: Recipe, shutdown_timeout: float) -> None:
+        super().__init__(shutdown_timeout)
+        self._recipe = recipe
+        self.initial_peers = recipe.initial_peers
+        self.num_workers = recipe.options.num_workers
+        self._peer_id: PeerID | None = None
+        # owned by the network thread
+        self._replicas: dict[asyncio.AbstractEventLoop, P2P] = {}
+        self._door: Door | None = None
 
-    def run_in_background(self, await_ready: bool = True, timeout: float | None = None) -> None:
-        """Start the node.
+    async def _make_node(self) -> DHTNode:
+        return await self._recipe.make_node()
 
-        :param await_ready: wait until it has joined
-        :param timeout: seconds to wait at most
-        :raises RuntimeClosedError: if it was started before
+    async def _end_node(self, node: DHTNode) -> None:
+        if self._door is not None:
+            await self._door.close()
+        await self._recipe.end_node(node)
+
+    # -- other processes -----------------------------------------------------------------------------------------------
+
+    def __reduce__(self) -> tuple[Any, ...]:
         """
-        with self._lock:
-            if self._starting is not None or self._ended:
-                raise RuntimeClosedError("this DHT was started before: make a new one")
-            self._runtime.acquire()
-            self._starting = self._runtime.submit(self._start)
-        if await_ready:
-            try:
-                self.wait_until_ready(timeout)
-            except BaseException:
-                self.shutdown()
-                raise
-
-    def wait_until_ready(self, timeout: float | None = None) -> None:
-        """Wait until the node has joined.
-
-        :param timeout: seconds
-        :raises DeadlineExceeded: (a `concurrent.futures.TimeoutError`) if that takes longer
-        :raises P2PDaemonError: if the start has failed
+        :raises RuntimeClosedError: if it is not running
+        :raises P2PDaemonError: if it has no daemon that another process could reach
         """
-        wait_for(self._started(), Deadline.after(timeout), "start of the DHT")
+        return _copy, (type(self), self._submit(self._recipe_of_copies, False), self.shutdown_timeout)
 
-    async def _start(self) -> DHTNode:
-        self._start_task = asyncio.current_task()
-        p2p = self._given_p2p
-        shared: P2P | None = None
-        if p2p is not None:
-            p2p = shared = await _share(p2p)
-        try:
-            node = await DHTNode.create(
-                p2p=p2p,
-                initial_peers=self.initial_peers,
-                record_validator=self._validators,
-                **vars(self._options),
-                **self._p2p_options,
-            )
-        except BaseException:
-            if shared is not None and shared is not self._given_p2p:
-                await shared.shutdown()
-            raise
-        self._runtime.add_closer(self._close)
-        return node
-
-    async def _close(self) -> None:
-        starting = self._starting
-        self._runtime.remove_closer(self._close)
-        if self._start_task is not None:
-            # one that was cancelled still ends its daemon
-            await asyncio.wait({self._start_task})
-        if starting is None or not starting.done() or starting.cancelled() or starting.exception() is not None:
-            return
-        node = starting.result()
-        await node.shutdown()
-        if self._given_p2p is not None and node.p2p is not self._given_p2p:
-            await node.p2p.shutdown()
-
-    def shutdown(self) -> None:
-        """Leave the swarm and end the own daemon; returns within ``shutdown_timeout``. Idempotent."""
-        with self._lock:
-            starting, ended, self._ended = self._starting, self._ended, True
-        if starting is None or ended:
-            return
-        try:
-            if not starting.done():
-                starting.cancel()
-            if self._runtime.running:
-                wait_for(self._runtime.submit(self._close), Deadline.after(self.shutdown_timeout), "end of the DHT")
-        except HivemindError as error:
-            logger.warning("shutdown of the DHT: %s", error)
-        finally:
-            self._runtime.release()
-
-    def is_alive(self) -> bool:
-        """Whether it was started and neither failed nor was shut down."""
-        starting = self._starting
-        if starting is None or self._ended or not self._runtime.running:
-            return False
-        return not starting.done() or (not starting.cancelled() and starting.exception() is None)
-
-    @property
-    def pid(self) -> int:
-        """The process in which the node runs: this one."""
-        return os.getpid()
-
-    def terminate(self) -> None:
-        """`shutdown`, by the name that processes have for it."""
-        self.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.shutdown()
-
-    def __reduce__(self) -> NoReturn:
-        raise WrongTypeError(
-            "DHT", "pickle", "use in the process that made it: give others its get_visible_maddrs() as initial_peers"
+    async def _recipe_of_copies(self) -> CopyRecipe:
+        """What a copy in another process is made from; from now on there is a door for it."""
+        recipe = self._recipe
+        if isinstance(recipe, CopyRecipe):
+            return recipe
+        node = await self._joined()
+        daemon = node.p2p.daemon_listen_maddr
+        if self._door is None:
+            folder = Path(str(daemon.value_for_protocol("unix"))).parent
+            door = Door(folder, node.peer_id, node.protocol.answer_at_home)
+            await door.open()
+            self._door = door
+        return CopyRecipe(
+            initial_peers=recipe.initial_peers,
+            options=replace(recipe.options, client_mode=True),
+            validators=recipe.validators,
+            authorizer=recipe.authorizer,
+            daemon=str(daemon),
+            door=str(self._door.path),
+            only_calls=recipe.client_mode,
         )
 
     # -- records -------------------------------------------------------------------------------------------------------
@@ -283,7 +224,7 @@ class DHT:
         validators = list(record_validators)
         self._started()
         with self._lock:
-            self._validators.extend(validators)
+            self._recipe.validators.extend(validators)
 
     # -- the node ------------------------------------------------------------------------------------------------------
 
@@ -317,19 +258,6 @@ class DHT:
             raise
 
     @property
-    def node(self) -> DHTNode:
-        """The node; use its methods on the network thread only (`run_coroutine`, or `hivemind.runtime`).
-
-        Waits until it has joined; on the network thread, which must not wait, that is an error.
-
-        :raises RuntimeClosedError: unless it was started and not shut down
-        """
-        starting = self._started()
-        if not starting.done() and self._runtime.in_network_thread():
-            raise RuntimeClosedError("the DHT has not joined yet: wait_until_ready() first")
-        return starting.result()
-
-    @property
     def p2p(self) -> P2P:
         """The node's peer, for calls and handlers of one's own; on the network thread only. The DHT ends it.
 
@@ -346,8 +274,8 @@ class DHT:
 
     @property
     def client_mode(self) -> bool:
-        """Whether the node only asks and never answers."""
-        return self._options.client_mode
+        """Whether this peer only asks and never answers."""
+        return self._recipe.client_mode
 
     def get_visible_maddrs(self, latest: bool = False) -> list[Multiaddr]:
         """The addresses by which others reach the node, each ending in ``/p2p/<id>``: their ``initial_peers``.
@@ -374,35 +302,10 @@ class DHT:
             known = self._replicas[loop] = await P2P.replicate(node.p2p.daemon_listen_maddr)
         return known
 
-    # -- inside --------------------------------------------------------------------------------------------------------
 
-    def _started(self) -> HivemindFuture[DHTNode]:
-        if self._ended:
-            raise RuntimeClosedError("this DHT was shut down")
-        if self._starting is None:
-            raise RuntimeClosedError("this DHT was not started: run_in_background() first, or start=True")
-        return self._starting
-
-    async def _joined(self) -> DHTNode:
-        """The node, on the network thread; waits for the start."""
-        starting = self._started()
-        if starting.done():
-            return starting.result()
-        return await asyncio.shield(asyncio.wrap_future(starting))
-
-    def _submit(
-        self, function: Callable[..., Coroutine[Any, Any, T]], return_future: bool, *args: Any
-    ) -> T | HivemindFuture[T]:
-        self._started()
-        if return_future:
-            return self._runtime.submit(function, *args)
-        return self._runtime.call(function, *args)
-
-
-async def _share(p2p: P2P) -> P2P:
-    """A peer on the daemon of ``p2p`` for this loop; one that has no daemon is of this loop already."""
-    try:
-        address = p2p.daemon_listen_maddr
-    except P2PDaemonError:
-        return p2p
-    return await P2P.replicate(address)
+def _copy(kind: type[DHT], recipe: CopyRecipe, shutdown_timeout: float) -> DHT:
+    """The copy in another process; it begins to join, and what is asked of it waits for that."""
+    dht = kind.__new__(kind)
+    dht._set_up(recipe, shutdown_timeout)
+    dht.run_in_background(await_ready=False)
+    return dht

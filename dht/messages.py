@@ -119,7 +119,7 @@ async def drop_invalid(records: Sequence[IncomingRecord], validator: RecordValid
         record.valid = [next(verdicts) for _ in record.checked]
 
 
-def parse_neighbors(result: dht_pb2.FindResult, excluded: tuple[DHTID, PeerID]) -> dict[DHTID, PeerID]:
+def parse_neighbors(result: dht_pb2.FindResult, excluded: tuple[DHTID, PeerID | None]) -> dict[DHTID, PeerID]:
     """Whom a peer names as nearest; malformed ones and ``excluded`` are left out."""
     nearest: dict[DHTID, PeerID] = {}
     for raw_id, raw_peer in zip(result.nearest_node_ids[:MAX_NEIGHBORS], result.nearest_peer_ids, strict=False):

@@ -27,7 +27,7 @@ from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
 from hivemind.errors import RuntimeClosedError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
-from hivemind.p2p import P2P
+from hivemind.p2p import P2P, AuthorizerBase
 from hivemind.timed_storage import ValueWithExpiration
 
 __all__ = ["DHTNode"]
@@ -73,7 +73,7 @@ class DHTNode:
         initial_peers: Sequence[Multiaddr | str] | None = None,
         *,
         record_validator: RecordValidatorBase | None = None,
-        authorizer: Any = None,
+        authorizer: AuthorizerBase | None = None,
         **options: Any,
     ) -> Self:
         """Start a node and join the swarm.
@@ -82,7 +82,7 @@ class DHTNode:
         :param node_id: by default a random one
         :param initial_peers: addresses of nodes of the swarm, each ``/…/p2p/<id>``; none: a swarm of its own
         :param record_validator: checks records; more can be added through `CompositeValidator.extend`
-        :param authorizer: must be None
+        :param authorizer: decides who may call this node and be called by it (docs/security.md); None: all
         :param options: those of `DHTNodeOptions`, and without ``p2p`` those of `P2PConfig`
         :raises WrongTypeError: if ``initial_peers`` is one address and not several
         :raises ConfigError: if another argument is wrong
@@ -112,7 +112,7 @@ class DHTNode:
         initial_peers: tuple[Multiaddr, ...],
         options: DHTNodeOptions,
         record_validator: RecordValidatorBase | None,
-        authorizer: Any,
+        authorizer: AuthorizerBase | None,
         *,
         owns_p2p: bool,
     ) -> Self:

@@ -10,6 +10,7 @@ from hivemind.aio import TaskScope
 from hivemind.clock import MAX_DHT_TIME_DISCREPANCY_SECONDS, DHTExpiration, get_dht_time
 from hivemind.config import make_options
 from hivemind.dht.config import DHTNodeOptions
+from hivemind.dht.home import Home
 from hivemind.dht.messages import (
     FoundValue,
     drop_invalid,
@@ -32,7 +33,6 @@ from hivemind.dht.routing import DHTID, RoutingTable
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue, StoredValue
 from hivemind.dht.validation import RecordValidatorBase
 from hivemind.errors import (
-    ConfigError,
     DaemonDied,
     DaemonStartError,
     HivemindError,
@@ -40,11 +40,21 @@ from hivemind.errors import (
     P2PHandlerError,
     ProtocolViolation,
     RuntimeClosedError,
+    TokenUnavailable,
     ValidationError,
 )
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
-from hivemind.p2p import DEFAULT_MAX_MSG_SIZE, P2P, P2PContext, ServicerBase, StubBase
+from hivemind.p2p import (
+    DEFAULT_MAX_MSG_SIZE,
+    P2P,
+    AuthorizerBase,
+    AuthRole,
+    AuthRPCWrapper,
+    P2PContext,
+    ServicerBase,
+    StubBase,
+)
 from hivemind.proto import dht_pb2
 from hivemind.serializer import MSGPackSerializer
 
@@ -72,7 +82,12 @@ class DHTProtocol(ServicerBase):
     RESERVED_SUBKEYS: ClassVar[tuple[bytes, ...]] = RESERVED_SUBKEYS
 
     def __init__(
-        self, p2p: P2P, node_id: DHTID, options: DHTNodeOptions, record_validator: RecordValidatorBase | None
+        self,
+        p2p: P2P,
+        node_id: DHTID,
+        options: DHTNodeOptions,
+        record_validator: RecordValidatorBase | None,
+        authorizer: AuthorizerBase | None = None,
     ) -> None:
         self.p2p = p2p
         self.node_id = node_id
@@ -81,7 +96,9 @@ class DHTProtocol(ServicerBase):
         self.wait_timeout = options.wait_timeout
         self.bucket_size = options.bucket_size
         self.record_validator = record_validator
-        self.authorizer = None
+        self.authorizer = authorizer
+        #: the node that answers for this peer, where that is in another process
+        self.home: Home | None = None
         self.storage = DHTLocalStorage()
         self.cache = DHTLocalStorage(maxsize=options.cache_size)
         self.routing_table = RoutingTable(node_id, options.bucket_size, options.depth_modulo)
@@ -98,21 +115,20 @@ class DHTProtocol(ServicerBase):
         node_id: DHTID,
         *,
         record_validator: RecordValidatorBase | None = None,
-        authorizer: Any = None,
+        authorizer: AuthorizerBase | None = None,
         **options: Any,
     ) -> Self:
         """Make the protocol and, unless in client mode, answer calls.
 
-        :param authorizer: must be None
+        :param authorizer: decides who may call and be called; None: all
         :param options: those of `DHTNodeOptions`; of them bucket_size, depth_modulo, num_replicas, wait_timeout,
             parallel_rpc, cache_size and client_mode matter here
         :raises P2PDaemonError: if another node answers on this peer
         """
-        if authorizer is not None:
-            raise ConfigError("authorizer", authorizer, "None: this version cannot authorize calls")
-        protocol = cls(p2p, node_id, make_options(DHTNodeOptions, options, where="DHTProtocol"), record_validator)
+        checked = make_options(DHTNodeOptions, options, where="DHTProtocol")
+        protocol = cls(p2p, node_id, checked, record_validator, authorizer)
         if not protocol.client_mode:
-            await protocol.add_p2p_handlers(p2p)
+            await protocol.add_p2p_handlers(p2p, AuthRPCWrapper(protocol, AuthRole.SERVICER, authorizer))
         return protocol
 
     async def shutdown(self) -> None:
@@ -126,9 +142,12 @@ class DHTProtocol(ServicerBase):
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
-    def get_stub(self, peer: PeerID) -> StubBase:  # type: ignore[override]
-        """A stub of the DHT service of ``peer``."""
-        return super().get_stub(self.p2p, peer)
+    def get_stub(self, peer: PeerID) -> StubBase | AuthRPCWrapper | Home:  # type: ignore[override]
+        """A stub of the DHT service of ``peer``, with its calls authorized."""
+        if self.home is not None and peer == self.home.peer_id:
+            return self.home
+        stub = super().get_stub(self.p2p, peer)
+        return stub if self.authorizer is None else AuthRPCWrapper(stub, AuthRole.CLIENT, self.authorizer)
 
     async def _request(self, peer: PeerID, method: str, request: Any) -> Any:
         """Call ``peer``; note that it is alive, or that it is not.
@@ -138,7 +157,7 @@ class DHTProtocol(ServicerBase):
         try:
             async with self.rpc_semaphore:
                 response = await getattr(self.get_stub(peer), method)(request, timeout=self.wait_timeout)
-        except (DaemonDied, DaemonStartError, RuntimeClosedError, MessageTooLarge):
+        except (DaemonDied, DaemonStartError, RuntimeClosedError, MessageTooLarge, TokenUnavailable):
             raise  # not the peer's fault
         except P2PHandlerError as error:
             if _TOO_LARGE not in str(error):
@@ -157,7 +176,7 @@ class DHTProtocol(ServicerBase):
         if not info.node_id:
             return None
         node_id = parse_id(info.node_id)
-        if peer != self.p2p.peer_id:
+        if peer != self.p2p.peer_id or self.home is not None:
             self.neighborhood.seen(node_id, peer)
         return node_id
 
@@ -254,10 +273,11 @@ class DHTProtocol(ServicerBase):
                 raise ProtocolViolation(f"it is node {node_id!r} and not {expected_id!r}")
             if len(response.results) != len(keys):
                 raise ProtocolViolation(f"{len(response.results)} answers to {len(keys)} keys")
+            oneself = (self.node_id, self.p2p.peer_id if self.home is None else None)
             return {
                 key: (
                     await parse_found(key, result, self.record_validator),
-                    parse_neighbors(result, excluded=(self.node_id, self.p2p.peer_id)),
+                    parse_neighbors(result, excluded=oneself),
                 )
                 for key, result in zip(keys, response.results, strict=True)
             }
@@ -283,6 +303,10 @@ class DHTProtocol(ServicerBase):
         """Give a newcomer the records that it should hold."""
         keys, values, expirations = zip(*records, strict=True)
         await self.call_store(peer, keys, values, expirations, in_cache=False)
+
+    async def answer_at_home(self, method: str, request: Any, context: P2PContext) -> Any:
+        """Answer a copy of this node in another process of the same peer; it needs no authorization."""
+        return await getattr(self, method)(request, context)
 
     # -- handlers ------------------------------------------------------------------------------------------------------
 

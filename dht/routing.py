@@ -196,12 +196,14 @@ class RoutingTable:
 
         :returns: if its bucket is full, the member that should be pinged: it goes if it does not answer
         """
-        holder = self.uid_to_peer_id.get(node_id)
-        if node_id == self.node_id or (holder is not None and holder != peer_id):
+        if node_id == self.node_id or self._is_held_by_other(node_id, peer_id):
             return None
         former = self.peer_id_to_uid.get(peer_id)
         if former is not None and former != node_id:
             del self[former]
+            # the replacement that came in its place may have that id
+            if self._is_held_by_other(node_id, peer_id):
+                return None
         bucket = self.buckets[self.get_bucket_index(node_id)]
         while not bucket.add_or_update_node(node_id, peer_id):
             if not self._may_split(bucket):
@@ -273,6 +275,9 @@ class RoutingTable:
         if bucket.depth >= ID_BITS:
             return False
         return bucket.has_in_range(self.node_id) or bucket.depth % self.depth_modulo != 0
+
+    def _is_held_by_other(self, node_id: DHTID, peer_id: PeerID) -> bool:
+        return self.uid_to_peer_id.get(node_id, peer_id) != peer_id
 
     def _index(self, node_id: DHTID, peer_id: PeerID) -> None:
         self.uid_to_peer_id[node_id] = peer_id

@@ -2,6 +2,7 @@
 
 from hivemind.errors import ControlFailure, DispatchFailure, P2PDaemonError, P2PHandlerError
 from hivemind.identity import PeerID, PeerInfo
+from hivemind.p2p.auth import AllowlistAuthorizer, AuthorizerBase, AuthRole, AuthRPCWrapper
 from hivemind.p2p.binary import StreamInfo
 from hivemind.p2p.config import P2PConfig
 from hivemind.p2p.faults import Fault
@@ -11,12 +12,17 @@ from hivemind.p2p.p2p import P2P
 from hivemind.p2p.rpc import P2PContext
 from hivemind.p2p.servicer import ServicerBase
 from hivemind.p2p.stub import StubBase
+from hivemind.p2p.tokens import TokenAuthorizerBase
 from hivemind.p2p.transport import Mode, Stream, Transport
 
 __all__ = [
     "DEFAULT_MAX_MSG_SIZE",
     "MAX_UNARY_PAYLOAD_SIZE",
     "P2P",
+    "AllowlistAuthorizer",
+    "AuthRPCWrapper",
+    "AuthRole",
+    "AuthorizerBase",
     "ControlFailure",
     "DispatchFailure",
     "Fault",
@@ -33,5 +39,6 @@ __all__ = [
     "Stream",
     "StreamInfo",
     "StubBase",
+    "TokenAuthorizerBase",
     "Transport",
 ]

@@ -1,8 +1,8 @@
 """Who may call and be called: authorizers, and the wrapper that puts one before a service or its stub.
 
-An authorizer decides in two ways. By the peer: libp2p proves the id of whoever is at the other side (`AllowlistAuthorizer`).
-Or by what the messages carry: requests and answers with a field ``auth`` are signed and bear an access token
-(`hivemind.p2p.tokens.TokenAuthorizerBase`; hivemind 1.1 wire format, section 8).
+An authorizer decides in two ways. By the peer: libp2p proves the id of whoever is at the other side
+(`AllowlistAuthorizer`). Or by what the messages carry: requests and answers with a field ``auth`` are signed and bear
+an access token (`hivemind.p2p.tokens.TokenAuthorizerBase`; hivemind 1.1 wire format, section 8).
 """
 
 from __future__ import annotations

@@ -28,6 +28,11 @@ class StubBase:
         self._peer = peer
         self._namespace = namespace
 
+    @property
+    def peer_id(self) -> PeerID:
+        """The peer that is called."""
+        return self._peer
+
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Callable[..., Any]: ...

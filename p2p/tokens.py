@@ -35,9 +35,9 @@ _CHECK_IN_POOL: Final = 64 * 1024
 class TokenAuthorizerBase(AuthorizerBase):
     """Calls pass if they are signed by the key of a valid access token. Says how; subclasses say what a token is.
 
-    A token is issued by an authority of the swarm's own: it states that the holder of ``public_key`` may take part, until
-    ``expiration_time`` (text in a format of the authority's choice), and carries the authority's ``signature``. Requests
-    hold the token, a time stamp and a nonce and are signed as a whole; so are answers.
+    A token is issued by an authority of the swarm's own: it states that the holder of ``public_key`` may take part,
+    until ``expiration_time`` (text in a format of the authority's choice), and carries the authority's ``signature``.
+    Requests hold the token, a time stamp and a nonce and are signed as a whole; so are answers.
 
     Tokens name no peer id: a member that is called can pass the request on to another within a minute, in the name of
     its caller. Where members must not be able to do so, use `AllowlistAuthorizer`.
@@ -67,8 +67,8 @@ class TokenAuthorizerBase(AuthorizerBase):
 
     @abstractmethod
     def is_token_valid(self, access_token: AccessToken) -> bool:
-        """Whether the authority has signed the token, also its ``public_key``, and it has not expired. Given to bytes of
-        strangers, and called for each request: it must not block."""
+        """Whether the authority has signed the token, also its ``public_key``, and it has not expired. Called with
+        bytes of strangers, and for each request: it must not block."""
 
     @abstractmethod
     def does_token_need_refreshing(self, access_token: AccessToken) -> bool:
@@ -102,21 +102,21 @@ class TokenAuthorizerBase(AuthorizerBase):
         """A new token, or the old one as long as it is valid and there is no new one."""
         if self._failure is None or monotonic() >= self._failure[0]:
             try:
-                waited = with_deadline(self.get_token(), Deadline.after(_TOKEN_SECONDS), "the access token")
-                self._local_access_token = token = await waited
+                token = await with_deadline(self.get_token(), Deadline.after(_TOKEN_SECONDS), "the access token")
+                if problem := self._problem_with_token(token):
+                    raise TokenUnavailable(problem)
             except Exception as error:
                 self._failure = (monotonic() + _RETRY_SECONDS, error)
                 logger.debug("there is no new access token", exc_info=True)
             else:
-                self._failure = None
-                if problem := self._problem_with_token(token):
-                    raise TokenUnavailable(f"the access token that this peer was given is none: {problem}")
+                self._local_access_token, self._failure = token, None
                 return token
-        reason = f"{type(self._failure[1]).__name__}: {self._failure[1]}"
+        cause = self._failure[1]
+        reason = f"{type(cause).__name__}: {cause}"
         if old is None or self._problem_with_token(old):
-            raise TokenUnavailable(f"no access token for this peer: {reason}") from self._failure[1]
+            raise TokenUnavailable(f"no access token for this peer: {reason}") from cause
         if self._complaints.allow():
-            logger.warning("there is no new access token, the one of this peer will expire: %s", reason)
+            logger.warning("there is no new access token, and that of this peer will expire: %s", reason)
         return old
 
     def _problem_with_token(self, token: AccessToken) -> str:
@@ -175,10 +175,16 @@ class TokenAuthorizerBase(AuthorizerBase):
 
     def __getstate__(self) -> dict[str, Any]:
         made_anew = ("_refreshing", "_guard", "_failure", "_complaints")
-        return {name: value for name, value in vars(self).items() if name not in made_anew}
+        state = {name: value for name, value in vars(self).items() if name not in made_anew}
+        token = self._local_access_token
+        # protobuf's messages cannot be pickled where their modules are inside a package
+        state["_local_access_token"] = None if token is None else token.SerializeToString()
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        token = state["_local_access_token"]
+        self._local_access_token = None if token is None else AccessToken.FromString(token)
         self._set_up()
 
 

@@ -1,5 +1,5 @@
-"""Path of hivemind 1.1 for the keys that sign records, see `hivemind.dht`."""
+"""Path of hivemind 1.1 for `hivemind.crypto`."""
 
-from hivemind.dht import RSAPrivateKey, RSAPublicKey
+from hivemind.crypto import RSAPrivateKey, RSAPublicKey
 
 __all__ = ["RSAPrivateKey", "RSAPublicKey"]

@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hivemind.crypto import RSAPrivateKey, RSAPublicKey
 from hivemind.dht import signing
 from hivemind.dht.routing import DHTID
-from hivemind.dht.signing import RSAPrivateKey, RSAPublicKey, RSASignatureValidator
+from hivemind.dht.signing import RSASignatureValidator
 from hivemind.dht.validation import CompositeValidator, DHTRecord, RecordValidatorBase
 from hivemind.errors import ValidationError
 from hivemind.serializer import MSGPackSerializer
