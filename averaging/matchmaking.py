@@ -160,6 +160,7 @@ class Matchmaking:
         self._background = background
         self._turn = asyncio.Lock()
         self._search: _Search | None = None
+        self._has_been_in_a_group = False
         #: what the DHT said during the last search that found a group
         self.last_view = SwarmView({}, None)
 
@@ -269,7 +270,10 @@ class Matchmaking:
 
     def _verdict(self, search: _Search) -> Verdict:
         now, known = get_dht_time(), search.control.known_peers
-        size = None if not isinstance(known, int) else known - self._attendance.absentees(now)
+        size = known - self._attendance.absentees(now) if isinstance(known, int) else None
+        if size is None and not self._has_been_in_a_group:
+            # who sets a target may know of peers that never declare themselves: it counts until a group is smaller
+            size = self._options.target_group_size
         return begin_decision(
             now=now,
             window_end=search.window_end,
@@ -320,6 +324,7 @@ class Matchmaking:
         self._attendance.showed_up(group.peer_ids, now)
         if target is None or len(group.peer_ids) < target:
             self._attendance.stayed_away(expected - frozenset(group.peer_ids), self.last_view, now)
+        self._has_been_in_a_group = True
         self._on_group(group, search.control.as_deadline())
         search.group.set_result(group)
 

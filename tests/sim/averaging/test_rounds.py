@@ -106,6 +106,30 @@ def test_groups_of_the_target_size() -> None:
     run_virtual(main)
 
 
+def test_a_target_that_is_never_reached_costs_one_window() -> None:
+    async def main() -> None:
+        async with averagers(4, target_group_size=256) as swarm:
+            for seconds in (6.0, AT_ONCE, AT_ONCE):
+                began = monotonic()
+                results = await swarm.step_all(timeout=60)
+                assert all(len(result) == 4 for result in results)  # type: ignore[arg-type]
+                assert monotonic() - began < seconds
+
+    run_virtual(main)
+
+
+def test_a_target_counts_peers_that_nobody_has_heard_of() -> None:
+    async def main() -> None:
+        async with averagers(2, target_group_size=3) as swarm:
+            client = await swarm.join(client_mode=True)
+            early = asyncio.ensure_future(swarm.step_all(swarm.members[:2], timeout=60))
+            await asyncio.sleep(2)
+            assert len(await client.core.step(timeout=60)) == 3
+            assert all(len(result) == 3 for result in await early)  # type: ignore[arg-type]
+
+    run_virtual(main)
+
+
 def test_a_grid_of_groups_averages_everybody() -> None:
     """Moshpit: 16 peers in a 4 x 4 grid; after two rounds all hold the mean of all."""
 
