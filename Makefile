@@ -119,8 +119,10 @@ lint: $(PACKAGE) ## ruff: rules and format
 	@$(PY) -m ruff check $(wildcard $(CODE))
 	@$(PY) -m ruff format --check $(wildcard $(CODE))
 
-types: $(PACKAGE) ## mypy --strict on the package
+types: $(PACKAGE) ## mypy --strict on the package, the example and the tools
 	@MYPYPATH=$(TREE) $(PY) -m mypy -p hivemind
+	@MYPYPATH=$(TREE):examples/digits:tools $(PY) -m mypy --allow-untyped-calls --cache-dir .mypy_cache/scripts \
+		examples/digits $(filter-out tools/build_backend.py,$(wildcard tools/*.py))
 
 arch: $(PACKAGE) ## import-linter: the layers, and who may load torch
 	@PYTHONPATH=$(TREE) .venv/bin/lint-imports --no-logo --cache-dir build/import-linter

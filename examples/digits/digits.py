@@ -57,7 +57,7 @@ def batches(samples: Samples, batch_size: int, *, shard: int = 0, shards: int = 
 def accuracy(model: nn.Module, samples: Samples) -> float:
     """Share of the samples that the model reads right."""
     images, labels = samples
-    return (model(images).argmax(1) == labels).float().mean().item()
+    return float((model(images).argmax(1) == labels).float().mean())
 
 
 def train_alone(steps: int, samples_per_step: int) -> nn.Module:

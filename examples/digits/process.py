@@ -31,7 +31,8 @@ class PeerProcess:
 
     async def run(self, options: Sequence[str], initial_peers: Sequence[str]) -> None:
         """From its start to its end."""
-        command = [sys.executable, PEER, *options, "--save_to", self.saved, "--initial_peers", *initial_peers]
+        command: list[str | Path] = [sys.executable, PEER, *options]
+        command += ["--save_to", self.saved, "--initial_peers", *initial_peers]
         with self.log.open("w") as log:
             # a session of its own: Ctrl-C reaches the supervisor only, which then ends the peers
             process = self._process = await asyncio.create_subprocess_exec(

@@ -17,9 +17,10 @@ import hivemind.utils
 #: Names that hivemind 1.1 documents at these places, as far as they are built.
 PUBLIC = {
     "hivemind": (
-        "DHT DecentralizedAverager Optimizer P2P P2PContext P2PHandlerError PeerID PeerInfo get_dht_time get_logger use_hivemind_log_handler "
-        "Float16Compression NoCompression SizeAdaptiveCompression RoleAdaptiveCompression PerTensorCompression "
-        "MSGPackSerializer ValueWithExpiration TimedStorage averaging compression dht optim p2p proto utils __version__"
+        "DHT DecentralizedAverager Optimizer P2P P2PContext P2PHandlerError PeerID PeerInfo get_dht_time get_logger "
+        "use_hivemind_log_handler Float16Compression NoCompression SizeAdaptiveCompression RoleAdaptiveCompression "
+        "PerTensorCompression MSGPackSerializer ValueWithExpiration TimedStorage averaging compression dht optim p2p "
+        "proto utils __version__"
     ),
     "hivemind.compression": (
         "PerTensorCompression RoleAdaptiveCompression SizeAdaptiveCompression CompressionBase CompressionInfo "
