@@ -188,7 +188,7 @@ def _problem(result: dict[str, Any], gathered: dict[str, Any], mean: list[torch.
         return f"{result['raised']}: {result['text']}"
     if result["gathered"] != gathered:
         return f"gathered {result['gathered']} instead of {gathered}"
-    return "" if _are_close(result["tensors"], mean, tolerance) else "not the mean"
+    return "" if _are_close(result["tensors"], mean, tolerance) else _difference(result["tensors"], mean, tolerance)
 
 
 def _left_out(
@@ -214,6 +214,17 @@ def _left_out(
 
 def _are_close(left: list[torch.Tensor], right: list[torch.Tensor], tolerance: float) -> bool:
     return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(left, right, strict=True))
+
+
+def _difference(left: list[torch.Tensor], right: list[torch.Tensor], tolerance: float) -> str:
+    """How many elements of which tensors are off, and by how much."""
+    texts = []
+    for index, (a, b) in enumerate(zip(left, right, strict=True)):
+        off = ~torch.isclose(a, b, rtol=tolerance, atol=tolerance)
+        if off.any():
+            worst = float((a - b).abs().max())
+            texts.append(f"{int(off.sum())} of {a.numel()} elements of tensor {index} are off by up to {worst:.3g}")
+    return f"not the mean: {'; '.join(texts)}"
 
 
 def _summary(result: dict[str, Any]) -> str:

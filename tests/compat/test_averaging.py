@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.compat.averagers import LegacyAverager, OurAverager, check_round, start_averager
-from tests.compat.nodes import start_node
+from tests.compat.nodes import eventually, start_node
 from tests.compat.pairs import KINDS, Kind, other
 from tests.support.legacy_repeat import LegacyPeers, repeat_on_legacy_fault
 
@@ -125,6 +125,7 @@ def test_state_download(legacy: LegacyPeers, donor: Kind, compression: str) -> N
         options: dict[str, Any] = {"prefix": "state", "state_compression": compression, **LEADER_TIMES}
         stack.enter_context(start_averager(holder, tensors(1), **options))
         averager = stack.enter_context(start_averager(newcomer, tensors(2), **options, allow_state_sharing=False))
+        assert eventually(lambda: newcomer.get("state.all_averagers") is not None), "the donor does not declare itself"
         state = averager.load_state()
         assert state is not None
         assert state["metadata"] == {"group_key": ""}
