@@ -57,7 +57,9 @@ class _Peer:
 
     def run(self) -> None:
         client_mode = self._config["client_mode"]
-        with DHT(self._config["initial_peers"], start=True, client_mode=client_mode, bootstrap_timeout=30) as dht:
+        seeds = self._config["initial_peers"]
+        # on a loaded machine the first answer of a peer may take long
+        with DHT(seeds, start=True, client_mode=client_mode, wait_timeout=10, bootstrap_timeout=30) as dht:
             addresses = [] if client_mode else [str(address) for address in dht.get_visible_maddrs()]
             self.say("ready", addresses=addresses, peer_id=str(dht.peer_id))
             self.train(dht)

@@ -6,10 +6,13 @@ The processes are forked from one that has loaded torch, so that a peer costs mi
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,11 +22,24 @@ import numpy as np
 from hivemind.clock import Deadline
 from tests.support.training_peer import run_peer
 
-__all__ = ["TrainingPeer", "TrainingSwarm"]
+__all__ = ["TrainingPeer", "TrainingSwarm", "preload"]
 
 #: Seconds for anything that takes a second or two on an idle machine; loading torch for the first time is among it.
 PATIENCE = 120.0
-_PRELOADED = ["torch", "sklearn.datasets", "hivemind.dht", "hivemind.optim", "tests.support.training_peer"]
+#: ``torch._dynamo`` is what the first step of any optimizer loads.
+_PRELOADED = ["torch", "torch._dynamo", "sklearn.datasets", "hivemind.dht", "hivemind.optim"]
+
+
+def preload() -> None:
+    """Start the process that peers are forked from; it lives as long as this one. Idempotent."""
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    # its socket must outlive the folder of temporary files that each run of the tests has
+    folder, tempfile.tempdir = tempfile.tempdir, str(Path(tempfile.gettempdir()).parent)
+    try:
+        multiprocessing.util.get_temp_dir()
+    finally:
+        tempfile.tempdir = folder
+    forkserver.ensure_running()
 
 
 class TrainingPeer:
@@ -35,8 +51,9 @@ class TrainingPeer:
         self.events: list[dict[str, Any]] = []
         self._changed = threading.Condition()
         self._ended = False
+        #: of the process; None while it runs
+        self.exit_code: int | None = None
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=run_peer, args=(theirs, str(self.log)), name=name, daemon=True)
         self.process.start()
@@ -112,12 +129,14 @@ class TrainingPeer:
         self.tell("leave")
         self.wait_for("left", seconds)
         self._end(seconds)
-        assert self.process.exitcode == 0, self.report()
+        assert self.exit_code == 0, self.report()
 
     def _end(self, seconds: float) -> None:
         self.process.join(seconds)
         self._reader.join(seconds)
         self._pipe.close()
+        self.exit_code = self.process.exitcode
+        self.process.close()
 
 
 class TrainingSwarm:
@@ -170,5 +189,5 @@ class TrainingSwarm:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for peer in self.peers:
-            if peer.process.is_alive():
+            if peer.exit_code is None:
                 peer.kill()

@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.training_swarm import TrainingPeer, TrainingSwarm
+from tests.support.training_swarm import TrainingPeer, TrainingSwarm, preload
 
 #: Accuracy on the images kept for the test; one process reaches 0.9 after 30 steps of 256.
 LEARNED = 0.8
 #: Seconds for a run of some seconds; the bound is what is tested, so it is no more than a loaded machine needs.
 BOUND = 90.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _preloaded() -> None:
+    preload()
 
 
 @pytest.fixture
