@@ -24,6 +24,7 @@ GRACE_SECONDS = 60.0
 #: 1.1.12 does not see that all are there: an epoch lasts its matchmaking time, at least a request's timeout of 3 s.
 OPTIONS: dict[str, Any] = {
     "run_id": "digits",
+    "verbose": True,
     "target_batch_size": 512,
     "matchmaking_time": 4.0,
     "averaging_timeout": 30.0,
@@ -82,8 +83,9 @@ class LegacyTrainer:
         report: dict[str, Any] = self._process.call("trainer_report", name="t")
         return report
 
-    def log_tail(self) -> str:
-        return self._process.log_tail()
+    def count_in_log(self, text: str) -> int:
+        """How often 1.1.12 has logged ``text``."""
+        return self._process.log().count(text)
 
 
 @contextlib.contextmanager
@@ -138,12 +140,17 @@ def check_run(trainers: list[OurTrainer | LegacyTrainer], reports: list[dict[str
         raise LegacyFault(f"1.1.12 stayed at epoch {epochs['legacy']} of {EPOCHS} within {RUN_SECONDS:g} s")
     assert set(epochs.values()) == {EPOCHS}
     assert spread(reports) < 1e-4
+    for trainer in trainers:
+        if isinstance(trainer, LegacyTrainer):
+            # the first epochs may pass before each knows of the other
+            assert trainer.count_in_log("Averaged gradients with 2 peers") >= EPOCHS - 2
+            assert trainer.count_in_log("Averaged parameters with 2 peers") >= EPOCHS - 2
     for report in reports:
         assert report["loss"] < 0.8 * initial_loss
 
 
 def spread(reports: list[dict[str, Any]]) -> float:
     """The largest difference between any two peers' parameters."""
-    unpacked = [[unpack_tensor(parameter) for parameter in report["parameters"]] for report in reports]
+    unpacked = [[unpack_tensor(parameter).detach() for parameter in report["parameters"]] for report in reports]
     columns = [torch.stack(column) for column in zip(*unpacked, strict=True)]
     return max(float((column.amax(0) - column.amin(0)).max()) for column in columns)

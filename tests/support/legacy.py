@@ -116,11 +116,13 @@ class LegacyPeer:
             assert self.fault is not None
             raise self.fault from None
 
+    def log(self) -> str:
+        """What the process wrote to standard error so far."""
+        return Path(self._log.name).read_text(errors="replace")
+
     def log_tail(self) -> str:
-        """The last lines that the process wrote to standard error."""
-        self._log.flush()
-        text = Path(self._log.name).read_text(errors="replace")
-        return "\n".join(text.splitlines()[-LOG_LINES:])
+        """The last lines of :meth:`log`."""
+        return "\n".join(self.log().splitlines()[-LOG_LINES:])
 
     def close_input(self) -> None:
         """Close the peer's standard input, as the end of this process would."""
