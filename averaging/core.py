@@ -9,28 +9,27 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hivemind.aio import TaskScope, with_deadline
-from hivemind.averaging.allreduce import AllReduceResult, AllReduceRunner
 from hivemind.averaging.attendance import Attendance
-from hivemind.averaging.config import AveragerOptions, Timeouts, check_share, step_seconds
+from hivemind.averaging.config import AveragerOptions, check_share, step_seconds
 from hivemind.averaging.control import AveragingStage, RoundReport, StepControl
 from hivemind.averaging.directory import Directory
-from hivemind.averaging.gather import Gathered, pack_gather, unpack_gather
-from hivemind.averaging.group import GroupInfo
+from hivemind.averaging.exchange import Exchange
+from hivemind.averaging.gather import pack_gather, unpack_gather
 from hivemind.averaging.group_key import DHTStore, GroupKeyManager, check_bits
-from hivemind.averaging.load_balancing import load_balance_peers
 from hivemind.averaging.matchmaking import Matchmaking
 from hivemind.averaging.modes import AveragingMode
 from hivemind.averaging.rounds import Rounds
 from hivemind.averaging.schema import compute_schema_hash
 from hivemind.averaging.servicer import servicer_named
 from hivemind.averaging.state import Donor, Downloader, Snapshot, State, donors_in_order, make_snapshot
-from hivemind.averaging.tensors import TensorLock, check_compression, check_tensors, commit_average, copy_tensors
+from hivemind.averaging.tensors import TensorLock, check_compression, check_tensors, copy_tensors
 from hivemind.clock import Deadline, DHTExpiration, get_dht_time, monotonic
 from hivemind.compression import CompressionInfo
 from hivemind.errors import (
@@ -45,7 +44,6 @@ from hivemind.errors import (
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p import P2P
-from hivemind.runtime import in_pool
 
 __all__ = ["AveragerCore", "CurrentState", "Hooks"]
 
@@ -140,6 +138,16 @@ class AveragerCore:
             client_mode=client_mode,
             on_group=self._rounds.begin,
             background=self._background,
+        )
+        self._exchange = Exchange(
+            self.tensors,
+            self.lock,
+            options,
+            p2p=p2p,
+            servicer_type=self._servicer_type,
+            prefix=prefix,
+            rounds=self._rounds,
+            on_failed=self._on_failed,
         )
         donor = Donor(self._snapshot, lambda: self.allow_state_sharing, options.state_compression)
         chunk_seconds = options.next_chunk_timeout or 15.0
@@ -293,7 +301,8 @@ class AveragerCore:
                 raise AllreduceException(f"averaging step failed: {error}") from None
             control.enter(AveragingStage.RUNNING_ALLREDUCE)
             began = monotonic()
-            result = await self._average(group, members, control.weight, deadline)
+            result = await self._exchange.average(group, members, control.weight, deadline)
+            self.last_updated = get_dht_time()
         finally:
             self._rounds.end(group.group_id)
         failed = frozenset(result.failed_senders)
@@ -310,62 +319,12 @@ class AveragerCore:
         )
         return {peer: told.user for peer, told in members.items() if peer not in failed}
 
-    async def _average(
-        self, group: GroupInfo, members: Mapping[PeerID, Gathered], weight: float, deadline: Deadline
-    ) -> AllReduceResult:
-        """Exchange a copy of the tensors, and put the average into the tensors if it is complete.
-
-        :raises AllreduceException: if it is not; the tensors are as they were
-        """
-        before = await self.lock.run(copy_tensors, self.tensors)
-        result = await self._exchange(before, group, members, weight, deadline)
-        await self.lock.run(commit_average, self.tensors, before, result.averaged, alpha=self.options.averaging_alpha)
-        self.last_updated = get_dht_time()
-        return result
-
-    async def _exchange(
-        self,
-        tensors: Sequence[torch.Tensor],
-        group: GroupInfo,
-        members: Mapping[PeerID, Gathered],
-        weight: float,
-        deadline: Deadline,
-    ) -> AllReduceResult:
-        """Average ``tensors``, which nobody changes meanwhile, with the group.
-
-        :raises AllreduceException: if the average is not complete
-        """
-        modes = tuple(told.mode for told in members.values())
-        bandwidths = [0.0 if told.mode is AveragingMode.CLIENT else told.bandwidth for told in members.values()]
-        counts = await in_pool(load_balance_peers, self.total_size, bandwidths, self.options.min_vector_size)
-        waits = Timeouts.of_round(self.options, group_size=group.group_size, total_bytes=self.total_bytes)
-        runner = AllReduceRunner(
-            p2p=self._p2p,
-            servicer_type=self._servicer_type,
-            prefix=self.prefix,
-            group_id=group.group_id,
-            tensors=tensors,
-            ordered_peer_ids=group.peer_ids,
-            peer_counts=counts,
-            modes=modes,
-            weight=weight,
-            compression=self.options.compression,
-            tensor_infos=self.options.tensor_infos,
-            part_size_bytes=self.options.part_size_bytes,
-            sender_timeout=waits.sender,
-            reducer_timeout=waits.reducer,
-            deadline=Deadline.after(waits.allreduce).earlier(deadline),
-        )
-        self._rounds.run(group.group_id, runner)
-        try:
-            return await runner.run()
-        finally:
-            await runner.close()
-            failed = (set(runner.failed_senders) | set(runner.failed_reducers)) - {self.peer_id}
-            window = self.options.min_matchmaking_time
-            self.attendance.failed(failed, self._matchmaking.last_view, get_dht_time(), window=window)
-
     # -- who is there ----------------------------------------------------------------------------------------------
+
+    def _on_failed(self, peers: AbstractSet[PeerID]) -> None:
+        """``peers`` broke off in an exchange: they are not waited for before they show signs of life."""
+        window = self.options.min_matchmaking_time
+        self.attendance.failed(peers, self._matchmaking.last_view, get_dht_time(), window=window)
 
     def _declared_priority(self) -> float | None:
         return float(self.state_sharing_priority) if self.allow_state_sharing else None
