@@ -1,8 +1,10 @@
 """The distributed hash table: records that expire, kept by the peers themselves."""
 
 from hivemind.crypto import RSAPrivateKey, RSAPublicKey
+from hivemind.dht.bootstrap import parse_initial_peers
 from hivemind.dht.config import DEFAULT_NUM_WORKERS, DHTNodeOptions
 from hivemind.dht.dht import DHT
+from hivemind.dht.examination import PeerReport, examine_peer
 from hivemind.dht.node import DHTNode
 from hivemind.dht.records import DHTValue
 from hivemind.dht.routing import DHTID
@@ -19,9 +21,12 @@ __all__ = [
     "DHTNodeOptions",
     "DHTRecord",
     "DHTValue",
+    "PeerReport",
     "RSAPrivateKey",
     "RSAPublicKey",
     "RSASignatureValidator",
     "RecordValidatorBase",
     "ValueWithExpiration",
+    "examine_peer",
+    "parse_initial_peers",
 ]

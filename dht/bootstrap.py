@@ -15,11 +15,12 @@ from hivemind.dht.routing import DHTID
 from hivemind.errors import BootstrapError, ConfigError, ControlFailure, HivemindError, WrongTypeError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
+from hivemind.networking import peer_of
 
 if TYPE_CHECKING:
     from hivemind.dht.node import DHTNode
 
-__all__ = ["bootstrap", "join_through_home", "look_around", "parse_initial_peers", "peer_of"]
+__all__ = ["bootstrap", "join_through_home", "look_around", "parse_initial_peers"]
 
 logger = get_logger(__name__)
 
@@ -48,17 +49,6 @@ def _parse_address(address: object) -> Multiaddr:
     except (ValueError, MultiaddrError) as error:
         raise ConfigError("initial_peers", str(address), f"{allowed} ({error})") from error
     return parsed
-
-
-def peer_of(address: Multiaddr) -> PeerID:
-    """The peer that an address leads to: its last ``/p2p`` part; one before it is a relay.
-
-    :raises ConfigError: if it names none
-    """
-    peers = [value for protocol, value in address.items() if protocol.name == "p2p"]
-    if not peers:
-        raise ConfigError("address", str(address), "one that ends in /p2p/<peer id>")
-    return PeerID.from_base58(peers[-1])
 
 
 async def bootstrap(node: DHTNode, addresses: Sequence[Multiaddr], scope: TaskScope) -> bool:

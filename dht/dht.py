@@ -107,7 +107,9 @@ class DHT(BackgroundNode):
         self._door: Door | None = None
 
     async def _make_node(self) -> DHTNode:
-        return await self._recipe.make_node()
+        node = await self._recipe.make_node()
+        self._peer_id = node.peer_id
+        return node
 
     async def _end_node(self, node: DHTNode) -> None:
         if self._door is not None:
@@ -268,9 +270,7 @@ class DHT(BackgroundNode):
     @property
     def peer_id(self) -> PeerID:
         """The id of the node's peer; waits until the node has joined."""
-        if self._peer_id is None:
-            self._peer_id = self.node.peer_id
-        return self._peer_id
+        return self.node.peer_id if self._peer_id is None else self._peer_id
 
     @property
     def client_mode(self) -> bool:

@@ -6,9 +6,11 @@ from hivemind.p2p.auth import AllowlistAuthorizer, AuthorizerBase, AuthRole, Aut
 from hivemind.p2p.binary import StreamInfo
 from hivemind.p2p.config import P2PConfig
 from hivemind.p2p.faults import Fault
+from hivemind.p2p.identity_file import ensure_identity, read_peer_id
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE
 from hivemind.p2p.memory import MemoryNetwork, MemoryTransport
 from hivemind.p2p.p2p import P2P
+from hivemind.p2p.process import find_binary
 from hivemind.p2p.rpc import P2PContext
 from hivemind.p2p.servicer import ServicerBase
 from hivemind.p2p.stub import StubBase
@@ -41,4 +43,7 @@ __all__ = [
     "StubBase",
     "TokenAuthorizerBase",
     "Transport",
+    "ensure_identity",
+    "find_binary",
+    "read_peer_id",
 ]

@@ -11,9 +11,11 @@ from hivemind.lazy import lazy_names
 
 if TYPE_CHECKING:
     from hivemind.utils import asyncio as asyncio
+    from hivemind.utils import auth as auth
     from hivemind.utils import crypto as crypto
     from hivemind.utils import logging as logging
     from hivemind.utils import mpfuture as mpfuture
+    from hivemind.utils import networking as networking
     from hivemind.utils import performance_ema as performance_ema
     from hivemind.utils import serializer as serializer
     from hivemind.utils import streaming as streaming
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from hivemind.utils.logging import get_logger as get_logger
     from hivemind.utils.logging import use_hivemind_log_handler as use_hivemind_log_handler
     from hivemind.utils.mpfuture import MPFuture as MPFuture
+    from hivemind.utils.networking import choose_ip_address as choose_ip_address
+    from hivemind.utils.networking import log_visible_maddrs as log_visible_maddrs
     from hivemind.utils.performance_ema import PerformanceEMA as PerformanceEMA
     from hivemind.utils.serializer import MSGPackSerializer as MSGPackSerializer
     from hivemind.utils.serializer import SerializerBase as SerializerBase
@@ -41,6 +45,7 @@ _HOMES = {
     "hivemind.utils.asyncio": ("as_aiter", "cancel_and_wait"),
     "hivemind.utils.logging": ("get_logger", "use_hivemind_log_handler"),
     "hivemind.utils.mpfuture": ("MPFuture",),
+    "hivemind.utils.networking": ("choose_ip_address", "log_visible_maddrs"),
     "hivemind.utils.performance_ema": ("PerformanceEMA",),
     "hivemind.utils.serializer": ("MSGPackSerializer", "SerializerBase"),
     "hivemind.utils.streaming": ("combine_from_streaming", "split_for_streaming"),
@@ -58,4 +63,4 @@ __all__ = [name for names in _HOMES.values() for name in names]
 
 _SUBMODULES = [module.rpartition(".")[2] for module in _HOMES]
 
-__getattr__, __dir__ = lazy_names(__name__, _HOMES, ["crypto", *_SUBMODULES])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, ["auth", "crypto", *_SUBMODULES])

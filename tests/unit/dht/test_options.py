@@ -11,10 +11,11 @@ import pytest
 from hivemind.clock import simulated_time
 from hivemind.dht import DHT, DHTNodeOptions
 from hivemind.dht.blacklist import Blacklist
-from hivemind.dht.bootstrap import parse_initial_peers, peer_of
+from hivemind.dht.bootstrap import parse_initial_peers
 from hivemind.dht.config import split_node_options
 from hivemind.errors import ConfigError, RuntimeClosedError, WrongTypeError
 from hivemind.identity import PeerID
+from hivemind.networking import peer_of
 
 ADDRESS = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWDLXAnf92spivnVheW2jr1DtRKfd5AGGgDT3XTG3BRnqi"
 

@@ -1,0 +1,1 @@
+"""The command lines: ``hivemind``, ``hivemind-dht``. They start without torch."""

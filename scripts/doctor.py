@@ -1,0 +1,153 @@
+"""``hivemind doctor``: looks at this machine and at its way to given peers, and says in plain words what to do."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from multiaddr import Multiaddr
+
+from hivemind.cli.findings import Finding, Verdict, judge_addresses, judge_descriptors, judge_peer, summary
+from hivemind.cli.running import EXIT_FAILED, EXIT_OK, run_until_stopped
+from hivemind.cli.versions import describe_versions, version_of
+from hivemind.clock import monotonic
+from hivemind.config import check_seconds
+from hivemind.dht import DHTNode, examine_peer, parse_initial_peers
+from hivemind.errors import DaemonStartError, HivemindError, P2PDaemonError
+from hivemind.networking import peer_of
+from hivemind.p2p import P2P, find_binary
+
+__all__ = ["add_options", "run"]
+
+Say = Callable[[Finding], None]
+
+#: Nothing beyond this machine is asked, and no router.
+_QUIET: dict[str, Any] = {"auto_nat": False, "nat_port_map": False}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument(
+        "--peer",
+        "--initial_peers",
+        nargs="+",
+        default=[],
+        dest="peers",
+        metavar="MADDR",
+        help="addresses of peers to look at, each /…/p2p/<peer id>: what you would give as initial_peers",
+    )
+    parser.add_argument(
+        "--host_maddrs",
+        nargs="+",
+        default=["/ip4/0.0.0.0/tcp/0"],
+        metavar="MADDR",
+        help="addresses that a peer on this machine will listen on; default: /ip4/0.0.0.0/tcp/0",
+    )
+    parser.add_argument(
+        "--announce_maddrs", nargs="+", default=None, metavar="MADDR", help="addresses that other peers will be told"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=15, metavar="SECONDS", help="how long a peer may take; default: 15"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the report.
+
+    :returns: `EXIT_FAILED` if there is a problem
+    """
+    check_seconds("--timeout", options.timeout)
+    options.peers = parse_initial_peers(options.peers)
+    return run_until_stopped(partial(_report, options))
+
+
+async def _report(options: argparse.Namespace) -> int:
+    findings: list[Finding] = []
+
+    def say(finding: Finding) -> None:
+        print(finding, flush=True)
+        findings.append(finding)
+
+    await _examine(options, say)
+    print(summary(findings))
+    return EXIT_FAILED if any(each.verdict is Verdict.PROBLEM for each in findings) else EXIT_OK
+
+
+async def _examine(options: argparse.Namespace, say: Say) -> None:
+    say(_versions())
+    say(judge_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+    daemon = await _daemon()
+    say(daemon)
+    if daemon.verdict is Verdict.PROBLEM:
+        return
+    try:
+        p2p = await P2P.create(host_maddrs=options.host_maddrs, announce_maddrs=options.announce_maddrs)
+    except P2PDaemonError as error:
+        say(Finding(Verdict.PROBLEM, "listening", str(error), _remedy(error, "choose other --host_maddrs")))
+        return
+    async with p2p:
+        say(Finding(Verdict.OK, "listening", "on " + ", ".join(map(str, options.host_maddrs))))
+        say(judge_addresses(await p2p.get_visible_maddrs()))
+        if options.peers:
+            await _peers(p2p, options, say)
+            return
+        text = "none was named, so clock and way to the swarm were not looked at"
+        say(Finding(Verdict.WARNING, "peers", text, "hivemind doctor --peer /ip4/…/tcp/…/p2p/…"))
+
+
+async def _peers(p2p: P2P, options: argparse.Namespace, say: Say) -> None:
+    node = await DHTNode.create(p2p)
+    try:
+        for address in options.peers:
+            for finding in await _peer(node, address, options.timeout):
+                say(finding)
+    finally:
+        await node.shutdown()
+
+
+def _versions() -> Finding:
+    if version_of("torch") is None:
+        return Finding(
+            Verdict.PROBLEM, "versions", describe_versions(), "pip install torch: nothing is trained without"
+        )
+    return Finding(Verdict.OK, "versions", describe_versions())
+
+
+async def _daemon() -> Finding:
+    """Whether the daemon is there and starts."""
+    try:
+        path = find_binary()
+        began = monotonic()
+        async with await P2P.create(dht_mode="client", **_QUIET):
+            seconds = monotonic() - began
+    except P2PDaemonError as error:
+        return Finding(Verdict.PROBLEM, "daemon", str(error), _remedy(error, "see the lines above"))
+    return Finding(Verdict.OK, "daemon", f"{path} starts in {seconds:.2f} s")
+
+
+def _remedy(error: HivemindError, otherwise: str) -> str:
+    return error.hint if isinstance(error, DaemonStartError) and error.hint else otherwise
+
+
+async def _peer(node: DHTNode, address: Multiaddr, timeout: float) -> list[Finding]:
+    """Connect to a peer and look at it."""
+    peer = peer_of(address)
+    subject = f"peer {peer}"
+    began = monotonic()
+    try:
+        await node.p2p.connect(peer, [address], timeout=timeout)
+    except HivemindError as error:
+        text = f"cannot be connected to: {error}"
+        remedy = "check that it runs, that it has this address and id now, and that no firewall is in the way"
+        return [Finding(Verdict.PROBLEM, subject, text, remedy)]
+    seconds = monotonic() - began
+    try:
+        report = await examine_peer(node, peer)
+    except HivemindError as error:
+        text = f"can be connected to, but does not answer as a node of the DHT: {error}"
+        return [Finding(Verdict.PROBLEM, subject, text, "start a DHT there (hivemind-dht), or name another peer")]
+    connections = [each for info in await node.p2p.list_peers() if info.peer_id == peer for each in info.addrs]
+    return judge_peer(str(peer), report, connections, seconds)

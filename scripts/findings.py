@@ -1,0 +1,150 @@
+"""What ``hivemind doctor`` concludes from what it sees. Pure: no network, no clock."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from multiaddr import Multiaddr
+
+from hivemind.clock import MAX_DHT_TIME_DISCREPANCY_SECONDS
+from hivemind.dht import PeerReport
+from hivemind.networking import ip_of, is_relayed
+
+__all__ = ["Finding", "Verdict", "judge_addresses", "judge_descriptors", "judge_peer", "summary"]
+
+#: Descriptors that a peer with some hundred connections needs, with room for the program's own files.
+_ENOUGH_DESCRIPTORS: Final = 4096
+
+
+class Verdict(enum.Enum):
+    """How good a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "PROBLEM"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    :param subject: what was looked at
+    :param text: what was seen
+    :param remedy: what to do; empty if nothing need be done
+    """
+
+    verdict: Verdict
+    subject: str
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.verdict.value:<9}{self.subject}: {self.text}"
+        return f"{line}\n         what to do: {self.remedy}" if self.remedy else line
+
+
+def judge_descriptors(limit: int) -> Finding:
+    """By how many files a process may have open."""
+    if limit >= _ENOUGH_DESCRIPTORS:
+        return Finding(Verdict.OK, "open files", f"up to {limit} a process")
+    return Finding(
+        Verdict.WARNING,
+        "open files",
+        f"only up to {limit} a process: each connection to a peer takes one",
+        f"raise the limit before you start a peer: ulimit -n {_ENOUGH_DESCRIPTORS}",
+    )
+
+
+def judge_addresses(addresses: Sequence[Multiaddr]) -> Finding:
+    """By the addresses that other peers are told."""
+    shown = ", ".join(map(str, addresses))
+    kinds = {_kind(each) for each in addresses}
+    if not addresses:
+        remedy = "let this peer listen: --host_maddrs /ip4/0.0.0.0/tcp/0"
+        return Finding(Verdict.WARNING, "addresses", "none: nobody can call this peer", remedy)
+    if "global" in kinds:
+        return Finding(Verdict.OK, "addresses", f"{shown}: among them one of the internet")
+    if "relayed" in kinds:
+        return Finding(Verdict.OK, "addresses", f"{shown}: reached through a relay")
+    if kinds == {"loopback"}:
+        return Finding(
+            Verdict.WARNING,
+            "addresses",
+            f"{shown}: only programs on this machine can call this peer",
+            "listen on all interfaces: --host_maddrs /ip4/0.0.0.0/tcp/0",
+        )
+    return Finding(
+        Verdict.WARNING,
+        "addresses",
+        f"{shown}: machines of the same network can call this peer; others only if the router lets them",
+        "forward a port of the router to this machine and say so by --announce_maddrs, or be reached through a relay"
+        " (--use_auto_relay), or only call others (client_mode=True)",
+    )
+
+
+def _kind(address: Multiaddr) -> str:
+    ip = ip_of(address)
+    if is_relayed(address):
+        return "relayed"
+    if ip is None:
+        return "global"  # a name: whoever gave it had a reason
+    parsed = ipaddress.ip_address(ip)
+    return "loopback" if parsed.is_loopback else "global" if parsed.is_global else "private"
+
+
+def judge_peer(peer: str, report: PeerReport, connections: Iterable[Multiaddr], seconds: float) -> list[Finding]:
+    """By what was seen of a peer.
+
+    :param connections: addresses of the connections to it
+    :param seconds: that the first connection took
+    """
+    subject = f"peer {peer}"
+    ways = {"through a relay" if is_relayed(each) else "directly" for each in connections}
+    way = " and ".join(sorted(ways)) or "directly"
+    findings = [
+        Finding(
+            Verdict.OK,
+            subject,
+            f"connected {way} in {1000 * seconds:.0f} ms, answers in {1000 * report.round_trip:.1f} ms",
+        )
+    ]
+    if report.in_client_mode:
+        text = "is in client mode: it keeps no records, and nobody can join through it"
+        findings.append(Finding(Verdict.WARNING, subject, text, "name another initial peer"))
+    if report.clock_offset is not None:
+        findings.append(_judge_clock(subject, report.clock_offset, report.round_trip))
+    if not report.calls_back:
+        findings.append(
+            Finding(
+                Verdict.PROBLEM,
+                subject,
+                "cannot call this machine back",
+                "open the port that this peer listens on, or only call others (client_mode=True)",
+            )
+        )
+    return findings
+
+
+def _judge_clock(subject: str, offset: float, round_trip: float) -> Finding:
+    doubt = round_trip / 2
+    text = f"its clock is {abs(offset):.2f} s {'ahead of' if offset >= 0 else 'behind'} this one, ± {doubt:.2f} s"
+    allowed = MAX_DHT_TIME_DISCREPANCY_SECONDS
+    if abs(offset) - doubt > allowed:
+        remedy = f"set both clocks by NTP (timedatectl set-ntp true): peers over {allowed:g} s apart do not meet"
+        return Finding(Verdict.PROBLEM, subject, text, remedy)
+    if abs(offset) - doubt > allowed / 3:
+        return Finding(Verdict.WARNING, subject, text, f"set both clocks by NTP; at most {allowed:g} s are allowed")
+    return Finding(Verdict.OK, subject, text)
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """The last line of the report."""
+    verdicts = [finding.verdict for finding in findings]
+    problems, warnings = verdicts.count(Verdict.PROBLEM), verdicts.count(Verdict.WARNING)
+    if not problems and not warnings:
+        return "All is well."
+    return f"{problems} problem{'s' * (problems != 1)}, {warnings} warning{'s' * (warnings != 1)}."

@@ -1,0 +1,128 @@
+"""The command lines themselves: options, errors, exit codes, and that they start without torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hivemind.cli import dht, main
+from hivemind.cli.running import guarded
+from hivemind.errors import BootstrapError, ConfigError
+from hivemind.identity import PeerID
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main.main(arguments)
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code
+
+
+@pytest.mark.parametrize("module", ["main", "dht", "doctor", "identity"])
+def test_no_command_loads_torch(module: str) -> None:
+    code = f"import sys, hivemind.cli.{module}; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("command", ["dht", "doctor", "identity", "version"])
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
+    assert f"usage: hivemind {command}" in capsys.readouterr().out
+
+
+def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {command} " in shown for command in ("dht", "doctor", "identity", "version"))
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("hivemind 2.")
+    assert run("no-such-command") == 2
+
+
+def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("version") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["hivemind", "Python", "torch"]
+
+
+def test_options_of_hivemind_1(capsys: pytest.CaptureFixture[str]) -> None:
+    """`hivemind-dht --help` lists what 1.1 has."""
+    with pytest.raises(SystemExit) as ended:
+        dht.main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    options = "initial_peers host_maddrs announce_maddrs use_ipfs identity_path no_relay use_auto_relay refresh_period"
+    for option in options.split():
+        assert f"--{option}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--initial_peers", "nonsense"], "initial_peers"),
+        (["--initial_peers", "/ip4/127.0.0.1/tcp/1"], "/p2p/"),
+        (["--host_maddrs", "/ip4/999.0.0.1/tcp/0"], "host_maddrs"),
+        (["--announce_maddrs", "/ip4/93.184.216.34/tcp/0"], "port other than 0"),
+        (["--refresh_period", "0"], "--refresh_period"),
+    ],
+)
+def test_wrong_options(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        dht.main(arguments)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("hivemind-dht: error: ")
+    assert words in told
+    assert "Traceback" not in told
+
+
+def test_errors_become_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: BaseException) -> int:
+        raise error
+
+    assert guarded("tool", lambda: 7) == 7
+    assert guarded("tool", lambda: fail(BootstrapError({"/ip4/…": "refused"}))) == 1
+    assert guarded("tool", lambda: fail(FileNotFoundError("no such folder"))) == 1
+    assert guarded("tool", lambda: fail(ConfigError("option", 1, "2"))) == 2
+    assert guarded("tool", lambda: fail(KeyboardInterrupt())) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "tool: error: failed to connect to bootstrap peers: /ip4/…: refused",
+        "tool: error: no such folder",
+        "tool: error: option: got 1, allowed: 2",
+    ]
+    with pytest.raises(ZeroDivisionError):
+        guarded("tool", lambda: fail(ZeroDivisionError()))
+
+
+def test_identity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "peer.key"
+    assert run("identity", "make", str(path)) == 0
+    made = capsys.readouterr()
+    assert made.err == ""
+    assert PeerID.from_base58(made.out.strip()) == PeerID.from_identity(path.read_bytes())
+    assert path.stat().st_mode & 0o777 == 0o400
+    assert run("identity", "show", str(path)) == 0
+    assert capsys.readouterr().out == made.out
+    assert run("identity", "make", str(path)) == 2
+    assert made.out.strip() in capsys.readouterr().err
+    os.chmod(path, 0o644)
+    assert run("identity", "show", str(path)) == 0
+    shown = capsys.readouterr()
+    assert shown.out == made.out
+    assert "chmod 400" in shown.err
+
+
+def test_identity_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("identity", "make", str(tmp_path / "missing" / "peer.key")) == 1
+    assert "create it first" in capsys.readouterr().err
+    assert run("identity", "show", str(tmp_path / "missing.key")) == 1
+    assert "missing.key" in capsys.readouterr().err
+    (tmp_path / "text").write_text("no key")
+    assert run("identity", "show", str(tmp_path / "text")) == 2
+    assert run("identity") == 2
