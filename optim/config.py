@@ -116,8 +116,8 @@ class OptimizerOptions:
     delay_optimizer_step: bool | None = None
     #: Only False is built: gradients are averaged within `Optimizer.step`.
     delay_grad_averaging: bool = False
-    #: Only None and False are built: the state is averaged within `Optimizer.step`, so that all peers of a round leave
-    #: it with the same parameters.
+    #: None and False: average the state within `Optimizer.step`, so that all peers leave it with the same parameters.
+    #: True: in the background, while the next batches are computed; the result is taken over by a later `step`.
     delay_state_averaging: bool | None = None
     #: Epochs between two rounds of averaging parameters, statistics and extra tensors.
     average_state_every: int = 1
@@ -186,6 +186,5 @@ _NOT_BUILT = {
     "offload_optimizer": "keeping the optimizer apart from the parameters",
     "delay_optimizer_step": "running the optimizer in the background",
     "delay_grad_averaging": "averaging gradients in the background",
-    "delay_state_averaging": "averaging the state in the background",
     "use_local_updates": "stepping locally between rounds",
 }

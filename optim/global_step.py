@@ -44,7 +44,7 @@ class StepReport:
     :param epoch: the one that begins
     :param reason: why the last one ended
     :param gradient_peers: whose gradients were averaged, with this peer; 1: only its own
-    :param state_peers: whose state was averaged, with this peer; 0: no round
+    :param state_peers: whose state was averaged, with this peer; 0: no round, or it goes on in the background
     :param seconds: it took
     """
 
@@ -75,6 +75,8 @@ class GlobalStep:
         self._options = options
         self.grad_round = PlannedRound(grad_averager, options.averaging_timeout)
         self.state_round = PlannedRound(state_averager, options.averaging_timeout)
+        # a state round in the background: its handle, who was expected, the epoch that it began
+        self._delayed: tuple[StepControl, frozenset[PeerID], int] | None = None
         self._level = tracker.status_loglevel
 
     @property
@@ -91,6 +93,9 @@ class GlobalStep:
 
     def leave_rounds(self) -> list[StepControl]:
         """Take no part in what is planned; returns the rounds that this peer follows with weight 0."""
+        if self._delayed is not None:
+            self.state_round.follow(self._delayed[0])
+            self._delayed = None
         left = [self.grad_round.leave(), self.state_round.leave()]
         return [control for control in left if control is not None]
 
@@ -106,6 +111,7 @@ class GlobalStep:
             state instead of making a step of its own
         """
         started = monotonic()
+        self.finish_delayed(wait=True)
         next_epoch = self.next_epoch
         averaged = self._average_gradients(next_epoch)
         if averaged is None and self._tracker.global_epoch > self._state.local_epoch:
@@ -126,6 +132,19 @@ class GlobalStep:
         self._tracker.update_epoch(next_epoch)
         return StepReport(next_epoch, reason, len(averaged or ()) or 1, len(met), monotonic() - started)
 
+    def finish_delayed(self, *, wait: bool) -> None:
+        """Take over the result of a state round in the background.
+
+        :param wait: if it has not ended, wait for that, up to its deadline
+        """
+        if self._delayed is None or not (wait or self._delayed[0].done()):
+            return
+        control, expected, epoch = self._delayed
+        self._delayed = None
+        # no step was made since it began: the result replaces what it began with
+        if self._run(control, expected, epoch, "the state", "it stays this peer's own", last_epoch=epoch) is not None:
+            self._state.end_round()
+
     def _is_plausible(self, epoch: Any) -> TypeGuard[int]:
         """Whether what another member gave as its epoch can be so; the end of an epoch may not be reported yet."""
         return type(epoch) is int and epoch <= self._tracker.global_epoch + 1
@@ -141,11 +160,14 @@ class GlobalStep:
             self.leave_rounds()
             self._grads.load_accumulators_into_averager_()
             return None
+        swarm = self._tracker.global_epoch
         control = self.grad_round.take(expected)
         self._grads.step(
             weight=0.0 if self._options.auxiliary else None, control=control, reset_accumulators=False, wait=False
         )
-        members = self._run(control, expected, next_epoch, "gradients", "proceeding with local gradients")
+        members = self._run(
+            control, expected, next_epoch, "gradients", "proceeding with local gradients", last_epoch=swarm
+        )
         return None if members is None else frozenset(members)
 
     def _plan_state_round(self, epoch: int, averaged: frozenset[PeerID] | None) -> None:
@@ -159,7 +181,8 @@ class GlobalStep:
         return (averaged or self._tracker.expected_peers) - {self._state.peer_id}
 
     def _average_state(self, epoch: int, averaged: frozenset[PeerID] | None, weight: float) -> Mapping[PeerID, Any]:
-        """The members of the round and the epochs they gave; none if there was no round or it failed."""
+        """The members of the round and the epochs they gave; none if there was no round, it failed, or it goes on in
+        the background."""
         expected = self._state_peers(averaged)
         if not expected or epoch % self._options.average_state_every != 0:
             self.state_round.leave()
@@ -168,21 +191,33 @@ class GlobalStep:
         if not control.began_allreduce:
             control.weight = 0.0 if self._options.auxiliary else weight
         self._state.begin_round(control)
-        members = self._run(control, expected, epoch, "the state", "it stays this peer's own")
+        if self._options.delay_state_averaging:
+            self._delayed = control, expected, epoch
+            return {}
+        members = self._run(control, expected, epoch, "the state", "it stays this peer's own", last_epoch=epoch)
         if members is None:
             return {}
         self._state.end_round()
         return members
 
     def _run(
-        self, control: StepControl, expected: frozenset[PeerID], epoch: int, what: str, otherwise: str
+        self,
+        control: StepControl,
+        expected: frozenset[PeerID],
+        epoch: int,
+        what: str,
+        otherwise: str,
+        *,
+        last_epoch: int,
     ) -> Mapping[PeerID, Any] | None:
         """Wait for a round and remember who was in it and who was missing.
 
+        :param epoch: the one that its members enter
+        :param last_epoch: a later epoch of the swarm means that the others went on without this peer
         :returns: its members, with this peer, and what they gave to gather; None if it failed
         """
         try:
-            members = self._wait(control, what)
+            members = self._wait(control, what, last_epoch)
         except HivemindError as error:
             give_up(control)
             if not isinstance(error, _LeftBehind):
@@ -207,21 +242,20 @@ class GlobalStep:
             )
         return members
 
-    def _wait(self, control: StepControl, what: str) -> Mapping[PeerID, Any]:
+    def _wait(self, control: StepControl, what: str, last_epoch: int) -> Mapping[PeerID, Any]:
         """The result of a round; looks up now and then whether it makes sense to go on looking for a group.
 
         :raises HivemindError: if it failed or makes no sense
         """
         deadline = Deadline.after(control.get_timeout())
         patience = Deadline.after(self._options.matchmaking_time)
-        swarm_epoch = self._tracker.global_epoch
         while True:
             concurrent.futures.wait([control], min(_LOOK_UP_SECONDS, deadline.remaining()))
             if control.done() or deadline.expired:
                 return wait_for(control, Deadline.after(0), f"averaging {what}")
             if control.stage is not AveragingStage.LOOKING_FOR_GROUP:
                 continue
-            if self._tracker.global_epoch > swarm_epoch:
+            if self._tracker.global_epoch > last_epoch:
                 raise _LeftBehind("the others have ended the epoch without this peer")
             if patience.expired and not self._tracker.expected_peers:
                 raise MatchmakingException("no other peer is left")

@@ -188,6 +188,7 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._global_step.finish_delayed(wait=False)
         if self._should_load_state_from_peers():
             logger.log(self.status_loglevel, "%s: behind the swarm, downloading its state", self.run_id)
             self.load_state_from_peers()

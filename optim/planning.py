@@ -87,8 +87,13 @@ class PlannedRound:
         if not control.began_allreduce:
             control.weight = 0.0
         control.allow_allreduce()
-        self._followed = control
+        self.follow(control)
         return control
+
+    def follow(self, control: StepControl) -> None:
+        """Let a round that has begun end, for the sake of the others; its result is not used here."""
+        self._settle()
+        self._followed = control
 
     def _schedule(self, when: DHTExpiration, known_peers: Iterable[PeerID], **kwargs: Any) -> StepControl:
         timeout = max(0.0, when - get_dht_time()) + self._timeout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivemind.optim import epoch
@@ -181,6 +181,7 @@ records = st.builds(
 )
 
 
+@settings(deadline=None, max_examples=100)
 @given(records, st.lists(records, max_size=8), st.integers(1, 10**9), st.floats(0, 200))
 def test_view_is_sound_whatever_peers_report(
     own: LocalTrainingProgress, others: list[LocalTrainingProgress], target: int, later: float
@@ -200,6 +201,7 @@ def test_view_is_sound_whatever_peers_report(
         assert view.eta_next_epoch == pytest.approx(now)
 
 
+@settings(deadline=None, max_examples=100)
 @given(records, st.lists(records, max_size=8), st.integers(1, 10**6), st.floats(0, 50), st.floats(0, 50))
 def test_readiness_stays_until_something_is_reported(
     own: LocalTrainingProgress, others: list[LocalTrainingProgress], target: int, first: float, then: float
@@ -208,6 +210,7 @@ def test_readiness_stays_until_something_is_reported(
         assert ready(own, *others, target=target, now=NOW + first + then)
 
 
+@settings(deadline=None, max_examples=100)
 @given(st.permutations(range(5)), st.integers(1, 500))
 def test_all_peers_see_the_same_swarm(order: list[int], target: int):
     crowd = [peer(i, samples_accumulated=17 * i, samples_per_second=float(i + 1)) for i in range(5)]

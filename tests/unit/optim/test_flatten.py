@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hivemind.errors import SerializationError
@@ -115,6 +115,7 @@ trees = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.text(max_size=2), trees, max_size=4))
 def test_any_tree_comes_back(tree: dict[str, Any]):
     metadata, tensors = flatten_optimizer_state(tree)
@@ -123,6 +124,7 @@ def test_any_tree_comes_back(tree: dict[str, Any]):
     assert all(a is b for a, b in zip(again_tensors, tensors, strict=True))
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.recursive(leaves, lambda i: st.lists(i, max_size=4) | st.dictionaries(st.text(max_size=5), i, max_size=4)))
 def test_strange_metadata_never_breaks_the_reader(metadata: Any):
     optimizer = trained()
