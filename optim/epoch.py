@@ -215,8 +215,10 @@ def _count(
     epoch_started: DHTExpiration,
     now: DHTExpiration,
 ) -> _Count:
-    reported, expected, speed = 0, 0.0, LEAST_SPEED
-    for peer in (own, *others):
+    own_samples = own.samples_accumulated if own.epoch == epoch else 0
+    # its own samples a peer knows; those of the others are some time ahead of their reports
+    reported, expected, speed = own_samples, float(own_samples), LEAST_SPEED + own.samples_per_second
+    for peer in others:
         moved_along = own.epoch == epoch == peer.epoch + 1
         speed += peer.samples_per_second
         if peer.epoch == epoch:

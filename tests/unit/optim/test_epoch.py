@@ -69,12 +69,16 @@ def test_own_samples_count_without_a_fetch():
 
 
 def test_epoch_ends_at_the_expected_time():
-    # 20 samples/s and 80 of 100 done: over in a second, whatever is reported until then
+    # 80 of 100 done at 20 samples/s: a second to go, in which the other does half of what is missing
     view = swarm(peer(samples_accumulated=40), peer(1, samples_accumulated=40))
     assert view.eta_next_epoch == pytest.approx(NOW + 1)
-    pair = peer(samples_accumulated=40), peer(1, samples_accumulated=40)
+    pair = peer(samples_accumulated=50, time=NOW + 1), peer(1, samples_accumulated=40)
     assert not ready(*pair, now=NOW + 0.99)
     assert ready(*pair, now=NOW + 1.01) is Readiness.EXPECTED
+
+
+def test_peer_does_not_guess_what_it_has_done_itself():
+    assert not ready(peer(samples_accumulated=99, samples_per_second=1e9), now=NOW + 60)
 
 
 def test_samples_of_other_epochs_do_not_count():
@@ -95,8 +99,8 @@ def test_peers_seen_one_epoch_behind_have_moved_along():
     view = swarm(own, other, started=NOW)
     assert view.samples_accumulated == 10  # what they did for the last epoch is not counted for this one
     assert view.eta_next_epoch == pytest.approx(NOW + 90 / 20)
-    assert not ready(own, other, started=NOW, now=NOW + 4.49)
-    assert ready(own, other, started=NOW, now=NOW + 4.51)
+    assert not ready(own, other, started=NOW, now=NOW + 8.99)
+    assert ready(own, other, started=NOW, now=NOW + 9.01) is Readiness.EXPECTED
 
 
 def test_counts_of_peers_and_clients():
