@@ -121,7 +121,7 @@ lint: $(PACKAGE) ## ruff: rules and format
 
 types: $(PACKAGE) ## mypy --strict on the package, the example and the tools
 	@MYPYPATH=$(TREE) $(PY) -m mypy -p hivemind
-	@MYPYPATH=$(TREE):examples/digits:tools $(PY) -m mypy --allow-untyped-calls --cache-dir .mypy_cache/scripts \
+	@MYPYPATH=$(TREE):examples/digits:tools $(PY) -m mypy \
 		examples/digits $(filter-out tools/build_backend.py,$(wildcard tools/*.py))
 
 arch: $(PACKAGE) ## import-linter: the layers, and who may load torch

@@ -116,6 +116,7 @@ async def supervise(arguments: argparse.Namespace, folder: Path) -> int:
     finished = swarm.finished()
     if not finished:
         raise SwarmError("no peer came to the end")
+    swarm.view.say("for comparison, one process now does as many steps with as many samples alone")
     verdict = (await loading).judge(
         [peer.saved for peer in finished],
         steps=arguments.epochs,

@@ -63,7 +63,7 @@ class SwarmView:
         self.epochs = epochs
         self.console = Console(highlight=False)
         self._started = time.monotonic()
-        self._live = Live(console=self.console, auto_refresh=False, transient=True) if sys.stdout.isatty() else None
+        self._live = Live(console=self.console, auto_refresh=False) if sys.stdout.isatty() else None
         self._next_line = 0.0
         self._last_epoch = -1
 
@@ -74,6 +74,7 @@ class SwarmView:
 
     def __exit__(self, *error: object) -> None:
         if self._live:
+            self.refresh()
             self._live.stop()
 
     @property
