@@ -117,6 +117,17 @@ def check_consistent(table: RoutingTable) -> None:
         assert bucket.nodes_requested_for_ping <= bucket.nodes_to_peer_id.keys()
 
 
+def test_an_id_is_not_taken_from_the_replacement_that_came_in() -> None:
+    """A peer comes under a new id, which was that of the peer who replaces it under the old one."""
+    table = RoutingTable(DHTID(16), bucket_size=3, depth_modulo=3)
+    for node_id in (0, 2, 3):
+        table.add_or_update_node(DHTID(node_id), peer(DHTID(node_id)))
+    table.add_or_update_node(DHTID(1), peer(DHTID(1)))
+    table.add_or_update_node(DHTID(1), peer(DHTID(0)))
+    check_consistent(table)
+    assert table.get(node_id=DHTID(1)) == peer(DHTID(1))
+
+
 def test_full_bucket_keeps_who_is_alive() -> None:
     """The member longest unseen is to be pinged; it is replaced only if it goes."""
     table = RoutingTable(DHTID(0), bucket_size=2, depth_modulo=1)
