@@ -64,6 +64,20 @@ type Config struct {
 
 	// Relay can be reached and can dial through circuit relays.
 	Relay bool `json:"relay"`
+	// AutoRelay keeps reservations at relays while this peer cannot be reached directly: at TrustedRelays first, else at connected peers
+	// that offer to relay.
+	AutoRelay     bool     `json:"auto_relay"`
+	TrustedRelays []string `json:"trusted_relays"`
+	// ForceReachability is "public" or "private" instead of finding out; "" finds out.
+	ForceReachability string `json:"force_reachability"`
+	// RelayService relays for others, within the limits.
+	RelayService      bool `json:"relay_service"`
+	RelayReservations int  `json:"relay_reservations"` // peers that may be reached through this one
+	RelayCircuits     int  `json:"relay_circuits"`     // circuits of one peer at once
+	RelayBuffer       int  `json:"relay_buffer"`       // bytes of each of a circuit's two buffers
+	// RelayCircuitBytes and RelayCircuitTime end a circuit; the peers then make a new one.
+	RelayCircuitBytes int64   `json:"relay_circuit_bytes"`
+	RelayCircuitTime  Seconds `json:"relay_circuit_time"`
 	// NATPortMap asks the router for a port by UPnP and NAT-PMP.
 	NATPortMap bool `json:"nat_port_map"`
 	// AutoNAT finds out whether the peer is reachable, serves this to others, and punches holes.
@@ -90,10 +104,17 @@ func Default() Config {
 		Noise:            true,
 		Relay:            true,
 		AutoNAT:          true,
-		MaxMessage:       64 << 20,
-		MaxUnary:         4 << 20,
-		DialTimeout:      15,
-		LogLevel:         "WARN",
+		// What peers in training send each other is what a relay is there to carry: 128 KiB and 2 min, which the library has, end
+		// a circuit within its first part of a tensor.
+		RelayReservations: 512,
+		RelayCircuits:     64,
+		RelayBuffer:       64 << 10,
+		RelayCircuitBytes: 16 << 30,
+		RelayCircuitTime:  30 * 60,
+		MaxMessage:        64 << 20,
+		MaxUnary:          4 << 20,
+		DialTimeout:       15,
+		LogLevel:          "WARN",
 	}
 }
 
@@ -145,6 +166,7 @@ func (c *Config) Validate() error {
 	default:
 		fail("dht_mode", "%q; one of server, client, auto, off", c.DHTMode)
 	}
+	c.validateRelays(fail)
 	if !c.TLS && !c.Noise {
 		fail("tls", "with neither tls nor noise no connection could be made")
 	}
@@ -197,10 +219,47 @@ func (c *Config) validateAddrs(fail func(field, format string, args ...any)) {
 	}
 }
 
+func (c *Config) validateRelays(fail func(field, format string, args ...any)) {
+	for _, text := range c.TrustedRelays {
+		if _, err := peer.AddrInfoFromString(text); err != nil {
+			fail("trusted_relays", "%q: %v", text, err)
+		}
+	}
+	switch c.ForceReachability {
+	case "", "public", "private":
+	default:
+		fail("force_reachability", "%q; one of public, private or nothing", c.ForceReachability)
+	}
+	if (c.AutoRelay || c.RelayService) && !c.Relay {
+		fail("relay", "auto_relay and relay_service need it")
+	}
+	for _, limit := range []struct {
+		name        string
+		value, most int64
+	}{
+		{"relay_reservations", int64(c.RelayReservations), 1 << 16},
+		{"relay_circuits", int64(c.RelayCircuits), 1 << 12},
+		{"relay_buffer", int64(c.RelayBuffer), 1 << 20},
+		{"relay_circuit_bytes", c.RelayCircuitBytes, 1 << 50},
+	} {
+		if limit.value < 1 || limit.value > limit.most {
+			fail(limit.name, "%d is not in 1..%d", limit.value, limit.most)
+		}
+	}
+	if !(c.RelayCircuitTime >= 1 && c.RelayCircuitTime <= 86400) {
+		fail("relay_circuit_time", "%v is not in 1..86400 seconds", float64(c.RelayCircuitTime))
+	}
+}
+
+// Relays are the trusted relays, addresses of one peer merged. The configuration must be valid.
+func (c *Config) Relays() ([]peer.AddrInfo, error) { return peerInfos(c.TrustedRelays) }
+
 // BootstrapPeers are the peers to join through, addresses of one peer merged. The configuration must be valid.
-func (c *Config) BootstrapPeers() ([]peer.AddrInfo, error) {
-	addrs := make([]ma.Multiaddr, 0, len(c.Bootstrap))
-	for _, text := range c.Bootstrap {
+func (c *Config) BootstrapPeers() ([]peer.AddrInfo, error) { return peerInfos(c.Bootstrap) }
+
+func peerInfos(texts []string) ([]peer.AddrInfo, error) {
+	addrs := make([]ma.Multiaddr, 0, len(texts))
+	for _, text := range texts {
 		addr, err := ma.NewMultiaddr(text)
 		if err != nil {
 			return nil, err

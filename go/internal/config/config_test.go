@@ -35,14 +35,17 @@ func TestEveryFaultIsNamed(t *testing.T) {
 		"parent_pid": -1, "owner_fd": 1, "control_path": "relative", "listen": ["nonsense"],
 		"announce": ["/ip4/1.2.3.4/tcp/0"], "bootstrap": ["/ip4/1.2.3.4/tcp/1"], "dht_mode": "lan",
 		"tls": false, "noise": false, "max_message": 0, "max_unary": 1, "bootstrap_timeout": 0, "dial_timeout": -1,
-		"log_level": "LOUD"
+		"log_level": "LOUD", "relay": false, "auto_relay": true, "trusted_relays": ["/ip4/1.2.3.4/tcp/1"],
+		"force_reachability": "perhaps", "relay_reservations": 0, "relay_circuits": 99999, "relay_buffer": -1,
+		"relay_circuit_bytes": 0, "relay_circuit_time": 0
 	}`))
 	if err == nil {
 		t.Fatal("accepted")
 	}
 	for _, field := range []string{
 		"parent_pid", "owner_fd", "control_path", "listen", "announce", "bootstrap:", "dht_mode", "tls", "max_message", "max_unary",
-		"bootstrap_timeout", "dial_timeout", "log_level",
+		"bootstrap_timeout", "dial_timeout", "log_level", "relay:", "trusted_relays", "force_reachability", "relay_reservations",
+		"relay_circuits", "relay_buffer", "relay_circuit_bytes", "relay_circuit_time",
 	} {
 		if !strings.Contains(err.Error(), field) {
 			t.Errorf("%s is not named in:\n%v", field, err)

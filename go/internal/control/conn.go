@@ -26,6 +26,7 @@ type conn struct {
 	lastID  uint32             // mu: of streams this side opened, even
 
 	greeted bool           // the reader's: hello has come
+	unwatch func()         // the reader's: ends what hello began
 	running sync.WaitGroup // runners of streams and requests
 }
 
@@ -42,6 +43,9 @@ func newConn(server *Server, sock net.Conn, owner bool) *conn {
 // serve reads frames until the connection ends, and returns once nothing of it runs any more.
 func (c *conn) serve() error {
 	err := c.read()
+	if c.unwatch != nil {
+		c.unwatch()
+	}
 	c.cancel(errClientGone) // and with it all streams
 	c.server.registry.removeConn(c)
 	c.end()

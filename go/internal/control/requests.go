@@ -38,6 +38,13 @@ type peerAnswer struct {
 	Addrs []string `json:"addrs"`
 }
 
+// connectedAnswer is a peer that is connected.
+type connectedAnswer struct {
+	peerAnswer
+	Relayed   bool   `json:"relayed"`
+	Transport string `json:"transport"`
+}
+
 type errorAnswer struct {
 	Code  Code   `json:"code"`
 	Error string `json:"error"`
@@ -82,6 +89,9 @@ func (c *conn) request(id uint32, payload []byte) error {
 	}
 	answer, err := c.fast(&req)
 	c.respond(id, answer, err)
+	if c.unwatch == nil { // the answer to hello comes before all events
+		c.unwatch = c.server.network.WatchReachability(c.tellReachability)
+	}
 	if err == nil && req.Op == "shutdown" {
 		c.server.shutdownOnce.Do(func() { close(c.server.Shutdown) })
 	}
@@ -102,12 +112,14 @@ func (c *conn) fast(req *request) (any, error) {
 	case "unlisten":
 		return struct{}{}, srv.registry.remove(c, req.Name)
 	case "peers":
-		infos := srv.network.Peers()
-		peers := make([]peerAnswer, 0, len(infos))
-		for _, info := range infos {
-			peers = append(peers, peerText(info))
+		connected := srv.network.Peers()
+		peers := make([]connectedAnswer, 0, len(connected))
+		for _, one := range connected {
+			peers = append(peers, connectedAnswer{peerText(one.AddrInfo), one.Relayed, one.Transport})
 		}
 		return map[string]any{"peers": peers}, nil
+	case "reachability":
+		return srv.reachability(), nil
 	case "addrs":
 		return map[string]any{"addrs": Texts(srv.network.Addrs())}, nil
 	case "stats":

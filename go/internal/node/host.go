@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
@@ -49,7 +50,7 @@ func newHost(cfg *config.Config, key crypto.PrivKey, counter *traffic) (host.Hos
 	if err := checkPorts(cfg); err != nil {
 		return nil, err
 	}
-	limits, err := resourceManager()
+	limits, err := resourceManager(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("resource limits: %w", err)
 	}
@@ -145,7 +146,15 @@ func addressOptions(cfg *config.Config) []libp2p.Option {
 		for _, text := range cfg.Announce {
 			announce = append(announce, ma.StringCast(text)) // Validate has parsed it
 		}
-		options = append(options, libp2p.AddrsFactory(func([]ma.Multiaddr) []ma.Multiaddr { return announce }))
+		options = append(options, libp2p.AddrsFactory(func(own []ma.Multiaddr) []ma.Multiaddr {
+			addrs := slices.Clone(announce)
+			for _, addr := range own {
+				if isRelayed(addr) {
+					addrs = append(addrs, addr)
+				}
+			}
+			return addrs
+		}))
 	}
 	return options
 }
@@ -156,6 +165,13 @@ func traversalOptions(cfg *config.Config) []libp2p.Option {
 		options = append(options, libp2p.EnableRelay())
 	} else {
 		options = append(options, libp2p.DisableRelay())
+	}
+	switch {
+	case cfg.ForceReachability == ReachPublic:
+		options = append(options, libp2p.ForceReachabilityPublic())
+	case cfg.ForceReachability == ReachPrivate, cfg.AutoRelay && !cfg.AutoNAT:
+		// Without AutoNAT nothing ever finds out, and the library advertises relays of peers only that are private.
+		options = append(options, libp2p.ForceReachabilityPrivate())
 	}
 	if cfg.NATPortMap {
 		options = append(options, libp2p.NATPortMap())

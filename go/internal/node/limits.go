@@ -1,13 +1,20 @@
 package node
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"github.com/libp2p/go-libp2p/x/rate"
+
+	"hivemind/p2pd/internal/config"
 )
 
 // Connections from one address. The library's 8 a /32 refuses 16 of 24 volunteers behind one router; a laboratory or a
@@ -35,7 +42,7 @@ const (
 )
 
 // resourceManager is the library's with its scaled defaults, raised where a swarm of one-stream calls needs it.
-func resourceManager() (network.ResourceManager, error) {
+func resourceManager(cfg *config.Config) (network.ResourceManager, error) {
 	scaling := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&scaling)
 	ours := rcmgr.PartialLimitConfig{
@@ -59,6 +66,9 @@ func resourceManager() (network.ResourceManager, error) {
 			Conns: 16, ConnsInbound: 16, ConnsOutbound: 16, Memory: memoryPerPeer,
 		},
 	}
+	if cfg.RelayService {
+		allowRelaying(&ours, cfg)
+	}
 	limiter := rcmgr.NewFixedLimiter(ours.Build(scaling.AutoScale()))
 	return rcmgr.NewResourceManager(limiter,
 		rcmgr.WithLimitPerSubnet(
@@ -70,6 +80,39 @@ func resourceManager() (network.ResourceManager, error) {
 		),
 		rcmgr.WithConnRateLimiters(connRateLimiter()),
 	)
+}
+
+// allowRelaying raises the library's limits of the relay service, made for its circuits of 128 KiB.
+func allowRelaying(limits *rcmgr.PartialLimitConfig, cfg *config.Config) {
+	onePeer := rcmgr.ResourceLimits{
+		Streams: rcmgr.LimitVal(4 * cfg.RelayCircuits), StreamsInbound: rcmgr.LimitVal(2 * cfg.RelayCircuits),
+		StreamsOutbound: rcmgr.LimitVal(2 * cfg.RelayCircuits), Memory: memoryPerPeer,
+	}
+	all := rcmgr.ResourceLimits{
+		Streams: streamsPerProto, StreamsInbound: streamsPerProto, StreamsOutbound: streamsPerProto, Memory: memoryTotal,
+	}
+	limits.Service = map[string]rcmgr.ResourceLimits{relay.ServiceName: all}
+	limits.ServicePeer = map[string]rcmgr.ResourceLimits{relay.ServiceName: onePeer}
+	limits.Protocol = map[protocol.ID]rcmgr.ResourceLimits{circuit.ProtoIDv2Hop: all, circuit.ProtoIDv2Stop: all}
+	limits.ProtocolPeer = map[protocol.ID]rcmgr.ResourceLimits{circuit.ProtoIDv2Hop: onePeer, circuit.ProtoIDv2Stop: onePeer}
+}
+
+// newRelayService relays for others from now on. The library's own would wait for a verdict of AutoNAT, and then have its own limits.
+func newRelayService(h host.Host, cfg *config.Config) (*relay.Relay, error) {
+	service, err := relay.New(h, relay.WithResources(relay.Resources{
+		Limit:           &relay.RelayLimit{Duration: cfg.RelayCircuitTime.Duration(), Data: cfg.RelayCircuitBytes},
+		ReservationTTL:  time.Hour,
+		MaxReservations: cfg.RelayReservations,
+		MaxCircuits:     cfg.RelayCircuits,
+		BufferSize:      cfg.RelayBuffer,
+		// A household, a laboratory or a provider may have as many peers as all others together.
+		MaxReservationsPerIP:  cfg.RelayReservations,
+		MaxReservationsPerASN: cfg.RelayReservations,
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("relay service: %w", err)
+	}
+	return service, nil
 }
 
 func connRateLimiter() *rate.Limiter {

@@ -16,6 +16,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"hivemind/p2pd/internal/config"
@@ -38,8 +39,11 @@ type Node struct {
 	routing *dht.IpfsDHT // nil if off
 	log     *slog.Logger
 	traffic *traffic
+	reach   reach
+	relays  *relays        // nil if this peer is not to be reached through relays
+	service *circuit.Relay // nil if this peer does not relay for others
 
-	background sync.WaitGroup // the bootstrap loop
+	background sync.WaitGroup // the bootstrap loop, and those of relays and reachability
 	ctx        context.Context
 	cancel     context.CancelFunc
 }
@@ -72,16 +76,31 @@ func (n *Node) start(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrBootstrap, err)
 	}
+	if err := n.startReachability(cfg); err != nil {
+		return err
+	}
+	if cfg.RelayService {
+		if n.service, err = newRelayService(n.host, cfg); err != nil {
+			return err
+		}
+	}
 	if err := n.startRouting(cfg, peers); err != nil {
 		return err
 	}
-	return n.bootstrap(ctx, cfg, peers)
+	if err := n.bootstrap(ctx, cfg, peers); err != nil {
+		return err
+	}
+	n.startRelays(ctx)
+	return nil
 }
 
 // Close leaves the network. It is idempotent.
 func (n *Node) Close() {
 	n.cancel()
 	n.background.Wait()
+	if n.service != nil {
+		_ = n.service.Close() // it has no error to return
+	}
 	if n.routing != nil {
 		if err := n.routing.Close(); err != nil {
 			n.log.Debug("closing the routing", "error", err)
@@ -130,23 +149,46 @@ func (n *Node) Connect(ctx context.Context, p peer.AddrInfo) error {
 // Disconnect closes every connection to p.
 func (n *Node) Disconnect(p peer.ID) error { return n.host.Network().ClosePeer(p) }
 
-// Peers are the connected peers with the addresses of their connections.
-func (n *Node) Peers() []peer.AddrInfo {
+// ConnectedPeer is a peer with the addresses of its connections.
+type ConnectedPeer struct {
+	peer.AddrInfo
+	Relayed   bool   // every connection goes through a relay
+	Transport string // of the connection that calls use: "tcp", "quic" or another; of the relay's if it is relayed
+}
+
+// Peers are the connected peers.
+func (n *Node) Peers() []ConnectedPeer {
 	conns := n.host.Network().Conns()
-	order := make([]peer.ID, 0, len(conns))
-	addrs := make(map[peer.ID][]ma.Multiaddr, len(conns))
+	peers := make([]ConnectedPeer, 0, len(conns))
+	places := make(map[peer.ID]int, len(conns))
 	for _, conn := range conns {
-		p := conn.RemotePeer()
-		if _, known := addrs[p]; !known {
-			order = append(order, p)
+		p, addr := conn.RemotePeer(), conn.RemoteMultiaddr()
+		place, known := places[p]
+		if !known {
+			place = len(peers)
+			places[p] = place
+			peers = append(peers, ConnectedPeer{AddrInfo: peer.AddrInfo{ID: p}, Relayed: true})
 		}
-		addrs[p] = append(addrs[p], conn.RemoteMultiaddr())
+		one := &peers[place]
+		one.Addrs = ma.Unique(append(one.Addrs, addr))
+		if !isRelayed(addr) || one.Relayed { // a direct connection is preferred
+			one.Transport = transportOf(addr)
+		}
+		one.Relayed = one.Relayed && isRelayed(addr)
 	}
-	infos := make([]peer.AddrInfo, 0, len(order))
-	for _, p := range order {
-		infos = append(infos, peer.AddrInfo{ID: p, Addrs: ma.Unique(addrs[p])})
+	return peers
+}
+
+func transportOf(addr ma.Multiaddr) string {
+	for _, kind := range []struct {
+		code int
+		name string
+	}{{ma.P_QUIC_V1, "quic"}, {ma.P_TCP, "tcp"}} {
+		if _, err := addr.ValueForProtocol(kind.code); err == nil {
+			return kind.name
+		}
 	}
-	return infos
+	return "other"
 }
 
 // Connected tells whether there is a connection to p.

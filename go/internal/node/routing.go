@@ -83,7 +83,7 @@ func (n *Node) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
 		}
 		return info, nil
 	}
-	info, err := (&boundedRouting{n.routing}).FindPeer(ctx, p)
+	info, err := (&boundedRouting{n.routing}).FindPeer(allowRelayed(ctx), p)
 	if err != nil {
 		return info, classifyConnect(p, n.contextOr(ctx, p, err))
 	}
