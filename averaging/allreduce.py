@@ -31,7 +31,6 @@ from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p import P2P, P2PContext, ServicerBase
 from hivemind.proto import averaging_pb2
-from hivemind.runtime import in_pool
 
 __all__ = ["AllReduceResult", "AllReduceRunner", "decide_outcome"]
 
@@ -96,7 +95,7 @@ class AllReduceRunner:
     :param servicer_type: the servicer whose ``rpc_aggregate_part`` the other members answer
     :param prefix: the namespace of that servicer
     :param group_id: names this round
-    :param tensors: to be averaged; read, never written. They must not change while `run` copies them
+    :param tensors: to be averaged; read, never written. Nobody may change them before `run` has ended
     :param ordered_peer_ids: all members, this one among them, in the order on which all agree
     :param peer_counts: how many elements each member reduces, in any one unit; 0 = none
     :param modes: of the members; only this peer's own matters: an AUX member's tensors have weight 0
@@ -238,7 +237,6 @@ class AllReduceRunner:
             async with watch:
                 if self._interruption is not None:
                     return False
-                await in_pool(self._container.load)
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._aggregator.run())
                     for reducer, num_parts in enumerate(self._container.num_parts_by_peer):

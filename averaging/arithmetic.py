@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["accumulator_dtype", "apply_answer", "is_finite", "weighted_mean"]
+__all__ = ["accumulator_dtype", "is_finite", "weighted_mean", "write_answer"]
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -43,14 +43,14 @@ def weighted_mean(values: Sequence[torch.Tensor], weights: Sequence[float]) -> t
     return total.div_(sum(weight for _, weight in pairs))
 
 
-def apply_answer(target: torch.Tensor, answer: torch.Tensor, *, add: bool) -> None:
-    """Add ``answer`` to ``target`` or put it there; integers are rounded to the nearest."""
+def write_answer(target: torch.Tensor, answer: torch.Tensor, base: torch.Tensor | None) -> None:
+    """Write ``base + answer`` (None: just ``answer``) to ``target``; integers are rounded to the nearest."""
     answer = answer.to(target.device)
     if target.is_floating_point():
-        if add:
-            target.add_(answer)
-        else:
+        if base is None:
             target.copy_(answer)
+        else:
+            torch.add(base, answer, out=target)
         return
-    exact = target.double().add_(answer) if add else answer
+    exact = answer if base is None else base.double().add_(answer)
     target.copy_(exact.round() if exact.is_floating_point() else exact)

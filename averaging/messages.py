@@ -1,7 +1,7 @@
 """Messages with parts of tensors, without copies of the tensor.
 
-A protobuf object copies a part of 512 KiB four times on its way out and three times on its way in. `PartMessage` has
-the same bytes on the wire as ``AveragingData``: what is sent is put together once, and what has come is a view of the
+A protobuf object copies a part of 512 KiB four times on its way out and three times on its way in. `PartMessage` is
+``AveragingData`` on the wire: what is sent is put together once, and what has come is a view of the
 bytes that came. All but the tensor's buffer is left to protobuf.
 """
 
@@ -93,6 +93,8 @@ class PartMessage(Message):
         :param header: of the tensor, without its buffer
         """
         head, tail = _fields_around(code, group_id, weight)
+        if not group_id:  # the tensor goes first: its buffer then mostly begins at a multiple of 8 bytes
+            head, tail = b"", head + tail
         rest = header.SerializeToString()
         prefix = b"\x0a" + _varint(len(buffer)) if len(buffer) else b""
         length = len(prefix) + len(buffer) + len(rest)

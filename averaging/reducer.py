@@ -8,6 +8,7 @@ that the same inputs give the same bits.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
@@ -82,7 +83,7 @@ class TensorPartReducer(Generic[V, R]):
     :param part_shapes: of the parts, in order
     :param num_senders: senders 0, 1, …, this peer among them if it contributes
     :param reduce: makes the result of a part from what its senders have delivered (value and weight by sender); called
-        in the pool for large parts, and again if its caller was cancelled. By default the weighted mean of tensors
+        once for each part, for large ones in the pool, and may use up the values. By default the weighted mean
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class TensorPartReducer(Generic[V, R]):
         self._inputs: list[dict[int, tuple[V, float]]] = [{} for _ in part_shapes]
         self._results: dict[int, R] = {}
         self._locks = [asyncio.Lock() for _ in part_shapes]
+        self._running = [threading.Lock() for _ in part_shapes]
         self._complete = [asyncio.Event() for _ in part_shapes]
         self._announced = 0
         self._over: str | None = None
@@ -128,15 +130,21 @@ class TensorPartReducer(Generic[V, R]):
             if part_index not in self._results:
                 if self._over is not None:
                     raise AllreduceException(self._over)
-                self._results[part_index] = await self._run(part_index)
+                await self._run(part_index)
                 self._inputs[part_index].clear()
         return self._results[part_index]
 
-    async def _run(self, part_index: int) -> R:
-        inputs = self._inputs[part_index]
+    async def _run(self, part_index: int) -> None:
         if 4 * self._sizes[part_index] < POOL_THRESHOLD_BYTES:
-            return self._reduce(part_index, inputs)
-        return await in_pool(self._reduce, part_index, inputs)
+            self._reduce_once(part_index)
+        else:
+            await in_pool(self._reduce_once, part_index)
+
+    def _reduce_once(self, part_index: int) -> None:
+        # a waiter that is cancelled leaves its work running in the pool; the next one waits for it here
+        with self._running[part_index]:
+            if part_index not in self._results:
+                self._results[part_index] = self._reduce(part_index, self._inputs[part_index])
 
     def on_sender_failed(self, sender_index: int) -> bool:
         """Go on without a sender; False if nothing more was expected of it."""

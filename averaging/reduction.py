@@ -53,9 +53,8 @@ def reduce_part(
             rejected[sender] = "values that are not finite"
             del values[sender]
         average = _mean(values, weights)
-    answers = {
-        sender: _answer(average, part, inputs[sender][0]) for sender, part in values.items() if sender != local_sender
-    }
+    values.pop(local_sender, None)
+    answers = {sender: _answer(average, part, inputs[sender][0]) for sender, part in values.items()}
     return ReducedPart(average, answers, rejected)
 
 
@@ -73,7 +72,12 @@ def _mean(values: Mapping[int, torch.Tensor], weights: Mapping[int, float]) -> t
 
 
 def _answer(average: torch.Tensor | None, part: torch.Tensor, message: TensorMessage | None) -> PartMessage:
-    delta = torch.zeros_like(part, dtype=accumulator_dtype(part.dtype)) if average is None else average - part
+    if average is None:
+        delta = torch.zeros_like(part, dtype=accumulator_dtype(part.dtype))
+    elif part.dtype == average.dtype:
+        delta = torch.sub(average, part, out=part)  # the part was decoded for this, and is of no more use
+    else:
+        delta = average - part
     codec = codec_for(runtime_pb2.NONE if message is None else message.compression)
     header, buffer = codec.encode(delta, CompressionInfo.from_tensor(delta), allow_inplace=True)
     return PartMessage.pack(header, buffer, code=averaging_pb2.AVERAGED_PART)

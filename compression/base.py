@@ -83,6 +83,8 @@ class CompressionBase(ABC):
 
     #: The number under which this codec's messages travel.
     compression_type: ClassVar[runtime_pb2.CompressionType.ValueType]
+    #: Whether it only goes over the memory once or twice, so that a thread of its own is not worth it for small parts.
+    light: bool = False
 
     @abstractmethod
     def compress(self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False) -> runtime_pb2.Tensor:
@@ -159,6 +161,7 @@ class NoCompression(BufferCodec):
     """The elements as they are, little-endian, in C order."""
 
     compression_type = runtime_pb2.NONE
+    light = True
 
     def encode(
         self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False

@@ -20,6 +20,7 @@ class Float16Compression(BufferCodec):
     """Half precision: 2 bytes an element, values beyond ±65504 become ±65504. Carries float16, float32 and float64."""
 
     compression_type = runtime_pb2.FLOAT16
+    light = True
 
     def encode(
         self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False

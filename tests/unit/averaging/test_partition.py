@@ -115,13 +115,13 @@ def test_inputs_are_the_local_values_in_order() -> None:
 @pytest.mark.parametrize("deltas", [True, False])
 def test_answers_go_where_they_belong(deltas: bool) -> None:
     parts = container(deltas=deltas)
-    source = [tensor.clone() for tensor in parts._source]
+    source = [tensor.clone() for tensor in parts._local]
     parts.register_processed_part(2, 1, torch.tensor([100.0, 200.0]))
     base = torch.tensor([7.0, 8.0]) if deltas else torch.zeros(2)
     first, second = parts.averaged
     assert torch.equal(first, torch.arange(5.0))
     assert second.flatten().tolist() == [5, 6, *(base + torch.tensor([100.0, 200.0])).tolist(), 9, 10]
-    assert all(torch.equal(a, b) for a, b in zip(source, parts._source, strict=True)), "the tensors were written to"
+    assert all(torch.equal(a, b) for a, b in zip(source, parts._local, strict=True)), "the tensors were written to"
 
 
 def test_failed_reducers_leave_local_values_and_are_counted() -> None:

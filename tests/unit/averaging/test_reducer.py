@@ -182,7 +182,7 @@ async def test_a_waiter_that_is_cancelled_leaves_the_part_to_others() -> None:
     first.cancel()
     go_on.set()
     assert (await second)[0].item() == 0.5
-    assert calls == [0, 0]
+    assert calls == [0], "the values may be used up by the first call"
 
 
 @pytest.mark.asyncio
