@@ -21,7 +21,10 @@ IMPORT = re.compile(r"^import (\w+_pb2)( as \w+)?$", re.MULTILINE)
 def generate(out: Path) -> list[Path]:
     """Write the modules to ``out`` and return them."""
     sources = sorted(PROTO.glob("*.proto"))
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", f"--python_out={out}", f"--mypy_out={out}"]
+    # named by path: the environment of this Python need not be on PATH
+    plugin = Path(sys.executable).with_name("protoc-gen-mypy")
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", f"--plugin=protoc-gen-mypy={plugin}"]
+    command += [f"--python_out={out}", f"--mypy_out={out}"]
     subprocess.run([*command, *map(str, sources)], check=True)
     made = sorted([*out.glob("*_pb2.py"), *out.glob("*_pb2.pyi")])
     for path in made:
