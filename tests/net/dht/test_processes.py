@@ -101,6 +101,15 @@ def get(dht: DHT, key: str) -> Any:
     return dht.get(key, latest=True)
 
 
+async def _known(dht: DHT, node: DHTNode) -> list[str]:
+    return [str(peer_id) for _, peer_id in node.protocol.routing_table]
+
+
+def known(dht: DHT) -> list[str]:
+    """The peers in its routing table."""
+    return dht.run_coroutine(_known)
+
+
 def look(dht: DHT) -> str:
     return str(dht.get_visible_maddrs(latest=True))
 
@@ -190,6 +199,7 @@ def test_validators_and_authorizer_travel() -> None:
             )
         )
         child = stack.enter_context(child_of(dht))
+        assert str(first.peer_id) in child.run(known), "it is let in"
         assert child.run(store, "key", 1, expiration, ours.local_public_key), "signed with the key of the original"
         assert not child.run(store, "key", 1, expiration, theirs.local_public_key), "not its key"
         found = first.get("key", latest=True)
@@ -250,6 +260,21 @@ def test_a_copy_within_the_process() -> None:
             assert twin.get("key") == (1, expiration)
             assert triplet.peer_id == dht.peer_id
         assert dht.get("key") == (1, expiration)
+
+
+def test_a_copy_finds_home_through_others() -> None:
+    """Its own peer id in the answers of others is the original."""
+    with ExitStack() as stack:
+        other = stack.enter_context(DHT(start=True, **LOCAL))
+        dht = stack.enter_context(DHT(other.get_visible_maddrs(), start=True, **LOCAL))
+        twin = stack.enter_context(copy.copy(dht))
+        home = dht.node.node_id
+
+        async def forget_and_search(twin: DHT, node: DHTNode) -> bool:
+            del node.protocol.routing_table[home]
+            return home in (await node.find_nearest_nodes([home]))[home]
+
+        assert twin.run_coroutine(forget_and_search)
 
 
 def test_strange_guests_at_the_door() -> None:

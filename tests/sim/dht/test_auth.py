@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from hivemind.clock import get_dht_time
@@ -38,6 +40,26 @@ def test_a_swarm_with_tokens() -> None:
                 shut_out.fault = OSError("you are banned")
                 with pytest.raises(BootstrapError, match=r"TokenUnavailable.*you are banned"):
                     await DHTNode.create(p2p, initial_peers=members, authorizer=shut_out)
+
+    run_virtual(main)
+
+
+def test_without_a_token_others_are_not_taken_for_dead() -> None:
+    """The fault is this node's own: it keeps whom it knows, and is back as soon as it has a token."""
+
+    async def main() -> None:
+        async with dht_swarm() as swarm:
+            keys = [RSAPrivateKey(), RSAPrivateKey()]
+            one = await swarm.node(authorizer=TokenAuthorizer("one", key=keys[0]))
+            authorizer = TokenAuthorizer("two", key=keys[1])
+            two = await swarm.node(authorizer=authorizer)
+            await asyncio.sleep(authorizer.lifetime)
+            authorizer.fault = OSError("the authority is down")
+            assert await two.protocol.call_ping(one.peer_id) is None
+            assert one.node_id in two.protocol.routing_table
+            await asyncio.sleep(10)
+            authorizer.fault = None
+            assert await two.protocol.call_ping(one.peer_id) == one.node_id
 
     run_virtual(main)
 
