@@ -11,6 +11,7 @@ from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE
 from hivemind.p2p.memory import MemoryNetwork, MemoryTransport
 from hivemind.p2p.p2p import P2P
 from hivemind.p2p.process import find_binary
+from hivemind.p2p.reachability import Reachability, RelayInUse
 from hivemind.p2p.rpc import P2PContext
 from hivemind.p2p.servicer import ServicerBase
 from hivemind.p2p.stub import StubBase
@@ -37,6 +38,8 @@ __all__ = [
     "P2PHandlerError",
     "PeerID",
     "PeerInfo",
+    "Reachability",
+    "RelayInUse",
     "ServicerBase",
     "Stream",
     "StreamInfo",

@@ -18,7 +18,17 @@ from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE
 
 __all__ = ["P2PConfig", "as_multiaddrs"]
 
-_FLAGS = ("auto_nat", "conn_manager", "nat_port_map", "tls", "use_relay", "use_auto_relay", "use_ipfs", "no_listen")
+_FLAGS = (
+    "auto_nat",
+    "conn_manager",
+    "nat_port_map",
+    "tls",
+    "use_relay",
+    "use_auto_relay",
+    "relay_service",
+    "use_ipfs",
+    "no_listen",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +48,7 @@ class P2PConfig:
     conn_manager: bool = True
     #: address routing (libp2p Kademlia): "server" answers others, "client" only asks, "auto" decides by reachability
     dht_mode: str = "server"
-    #: "public" or "private" instead of finding out; not supported yet
+    #: "public" or "private" instead of finding out
     force_reachability: str | None = None
     #: addresses to listen on. Loopback by default: other machines need ``/ip4/0.0.0.0/tcp/0``
     host_maddrs: Sequence[Multiaddr | str] = ("/ip4/127.0.0.1/tcp/0",)
@@ -58,10 +68,12 @@ class P2PConfig:
     tls: bool = True
     #: reach others through circuit relays
     use_relay: bool = True
-    #: be reached through relays; not supported yet
+    #: be reached through relays while others cannot connect to this peer directly; no effect with ``no_listen``
     use_auto_relay: bool = False
-    #: relays tried first; not supported yet
+    #: with ``use_auto_relay``: relays asked first, each ``/…/p2p/<id>``; then those among the connected peers
     trusted_relays: Sequence[Multiaddr | str] | None = None
+    #: relay for others: for a peer with a public address
+    relay_service: bool = False
     #: join the public IPFS network; not supported yet
     use_ipfs: bool = False
     #: bytes of one unary message with its envelope. Peers of hivemind 1.1 refuse more than the default
@@ -83,7 +95,7 @@ class P2PConfig:
         check_count("persistent_conn_max_msg_size", self.persistent_conn_max_msg_size, least=1024)
         self._freeze_addresses()
         self._check_identity_path()
-        self._check_unsupported()
+        self._check_relays()
         for name in ("quic", "use_relay_hop", "use_relay_discovery"):
             if getattr(self, name) is not None:
                 warnings.warn(f"P2P option {name} has no effect and will be removed", DeprecationWarning, stacklevel=4)
@@ -91,6 +103,9 @@ class P2PConfig:
     def _freeze_addresses(self) -> None:
         object.__setattr__(
             self, "initial_peers", as_multiaddrs("initial_peers", self.initial_peers or (), with_peer=True)
+        )
+        object.__setattr__(
+            self, "trusted_relays", as_multiaddrs("trusted_relays", self.trusted_relays or (), with_peer=True)
         )
         object.__setattr__(self, "host_maddrs", as_multiaddrs("host_maddrs", self.host_maddrs))
         if self.announce_maddrs is not None:
@@ -110,11 +125,16 @@ class P2PConfig:
         if not path.parent.is_dir():
             raise FileNotFoundError(f"identity_path: the folder of {path} does not exist: create it first")
 
-    def _check_unsupported(self) -> None:
-        for name in ("force_reachability", "trusted_relays", "use_auto_relay", "use_ipfs"):
-            value = getattr(self, name)
-            if value:
-                raise ConfigError(name, value, "nothing else than the default: not supported yet")
+    def _check_relays(self) -> None:
+        if self.use_ipfs:
+            raise ConfigError("use_ipfs", True, "nothing else than the default: not supported yet")
+        for name in ("use_auto_relay", "relay_service"):
+            if getattr(self, name) and not self.use_relay:
+                raise ConfigError(name, True, "False where use_relay is False")
+        if self.trusted_relays and not self.use_auto_relay:
+            raise ConfigError(
+                "trusted_relays", [str(each) for each in self.trusted_relays], "none without use_auto_relay"
+            )
 
     @property
     def only_loopback(self) -> bool:

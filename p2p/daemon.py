@@ -28,6 +28,7 @@ from hivemind.log import get_logger
 from hivemind.p2p.config import P2PConfig
 from hivemind.p2p.control import ControlClient
 from hivemind.p2p.process import DaemonProcess
+from hivemind.p2p.reachability import Reachability, parse_reachability
 from hivemind.p2p.transport import Buffer, Mode, Stream, StreamHandler, UnaryHandler
 
 __all__ = ["ControlTransport", "DaemonTransport", "GuestTransport", "daemon_config"]
@@ -102,6 +103,10 @@ class ControlTransport:
     async def addresses(self) -> list[Multiaddr]:
         found = await self._open_client().request("addrs")
         return [Multiaddr(text) for text in found["addrs"] or ()]
+
+    async def reachability(self) -> Reachability:
+        """What the daemon knows of the ways to this peer."""
+        return parse_reachability(await self._open_client().request("reachability"))
 
     async def stats(self) -> dict[str, int]:
         return await self._open_client().request("stats")
@@ -250,6 +255,10 @@ def daemon_config(config: P2PConfig, *, ephemeral: bool = False) -> dict[str, An
         "dht_mode": config.dht_mode,
         "tls": config.tls,
         "relay": config.use_relay,
+        "auto_relay": config.use_auto_relay,
+        "trusted_relays": [str(each) for each in config.trusted_relays or ()],
+        "relay_service": config.relay_service,
+        "force_reachability": config.force_reachability or "",
         "nat_port_map": config.nat_port_map and not config.only_loopback,
         "auto_nat": config.auto_nat,
         "max_unary": config.persistent_conn_max_msg_size,
@@ -258,5 +267,6 @@ def daemon_config(config: P2PConfig, *, ephemeral: bool = False) -> dict[str, An
     }
     if ephemeral:
         content |= {"no_listen": True, "listen": [], "announce": [], "dht_mode": "client", "identity_path": ""}
-        content |= {"nat_port_map": False, "auto_nat": False}
+        content |= {"nat_port_map": False, "auto_nat": False, "auto_relay": False, "trusted_relays": []}
+        content |= {"relay_service": False, "force_reachability": ""}
     return content

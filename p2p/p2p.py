@@ -24,6 +24,7 @@ from hivemind.p2p.config import P2PConfig
 from hivemind.p2p.daemon import ControlTransport, DaemonTransport, GuestTransport
 from hivemind.p2p.identity_check import prepare_identity
 from hivemind.p2p.process import DaemonProcess
+from hivemind.p2p.reachability import Reachability
 from hivemind.p2p.serving import end_handlers
 from hivemind.p2p.transport import Mode, Stream, Transport
 from hivemind.proto import p2pd_pb2
@@ -144,6 +145,15 @@ class P2P:
     async def list_peers(self) -> list[PeerInfo]:
         """Those connected now."""
         return await self._transport.peers()
+
+    async def reachability(self) -> Reachability:
+        """Whether others reach this peer directly, and through which relays.
+
+        :raises P2PDaemonError: over a transport without a daemon
+        """
+        if not isinstance(self._transport, ControlTransport):
+            raise P2PDaemonError("this peer has no daemon that could know")
+        return await self._transport.reachability()
 
     async def stats(self) -> dict[str, int]:
         """Counters since the start, among them ``bytes_in`` and ``bytes_out``: all that was received from and sent to

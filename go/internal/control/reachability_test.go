@@ -30,7 +30,7 @@ func TestReachabilityIsToldAndAsked(t *testing.T) {
 		Addrs []struct{ Addr, State string }
 		Peers struct{ Direct, Relayed int }
 	}
-	for told.Relays == nil || len(told.Relays) == 0 || len(told.Addrs) < 2 {
+	for len(told.Relays) == 0 || len(told.Addrs) < 2 {
 		ev := d.next(0)
 		if ev.kind != typeEvent {
 			t.Fatalf("frame type %d", ev.kind)

@@ -34,16 +34,33 @@ PEER = "12D3KooWPci6KpjAHoo6UrZgu2mxg5JudqfLwifUXsnC2D8isJL6"
         ("persistent_conn_max_msg_size", 10),
         ("tls", "yes"),
         ("no_listen", None),
-        # of a later release: an error, never silence
-        ("force_reachability", "public"),
-        ("use_auto_relay", True),
+        ("relay_service", "yes"),
+        ("trusted_relays", ["/ip4/1.2.3.4/tcp/1"]),
+        # without use_auto_relay they would have no effect
         ("trusted_relays", [f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"]),
+        # of a later release: an error, never silence
         ("use_ipfs", True),
     ],
 )
 def test_a_wrong_option_names_itself(option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=option):
         P2PConfig(**{option: value})
+
+
+@pytest.mark.parametrize("option", ["use_auto_relay", "relay_service"])
+def test_relays_need_relaying(option: str) -> None:
+    with pytest.raises(ConfigError, match=option):
+        P2PConfig(**{option: True}, use_relay=False)
+
+
+def test_relay_options_reach_the_daemon() -> None:
+    relay = f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"
+    config = P2PConfig(use_auto_relay=True, trusted_relays=[relay], force_reachability="private", relay_service=True)
+    content = daemon_config(config)
+    names = ("auto_relay", "relay_service", "trusted_relays", "force_reachability")
+    assert [content[name] for name in names] == [True, True, [relay], "private"]
+    probe = daemon_config(config, ephemeral=True)
+    assert [probe[name] for name in names] == [False, False, [], ""]
 
 
 def test_an_unknown_option_names_the_nearest() -> None:
@@ -118,6 +135,10 @@ def test_options_reach_the_daemon(tmp_path: Path) -> None:
         "nat_port_map": True,
         "tls": False,
         "relay": False,
+        "auto_relay": False,
+        "trusted_relays": [],
+        "relay_service": False,
+        "force_reachability": "",
         "bootstrap_timeout": 9.0,
         "dial_timeout": 9.0,
         "max_unary": 1_000_000,
