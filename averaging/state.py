@@ -41,7 +41,7 @@ from hivemind.proto import averaging_pb2, runtime_pb2
 from hivemind.runtime import in_pool
 from hivemind.serializer import MSGPackSerializer
 
-__all__ = ["Donor", "Downloader", "State", "donors_in_order"]
+__all__ = ["Donor", "Downloader", "Snapshot", "State", "donors_in_order", "infos_of", "make_snapshot"]
 
 logger = get_logger(__name__)
 

@@ -19,7 +19,15 @@ from hivemind.log import get_logger
 from hivemind.p2p.serving import MAX_ERROR_TEXT
 from hivemind.p2p.transport import Buffer, Mode, Stream, StreamHandler, Transport, UnaryHandler
 
-__all__ = ["P2PContext", "Responses", "call_stream", "open_responses", "stream_handler", "unary_handler"]
+__all__ = [
+    "P2PContext",
+    "Responses",
+    "call_stream",
+    "open_responses",
+    "parse",
+    "stream_handler",
+    "unary_handler",
+]
 
 logger = get_logger(__name__)
 

@@ -6,8 +6,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("core", "core/utils", "p2p", "dht", "compression", "averaging", "optim", "proto", "scripts")
 MAX_LINES = 400
@@ -37,9 +35,6 @@ def modules() -> list[Path]:
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
-
-
-every_module = pytest.mark.parametrize("path", modules(), ids=name_of)
 
 
 def parse(path: Path) -> ast.Module:
@@ -82,68 +77,6 @@ def is_breach(call: str, rule: str, groups: set[str]) -> bool:
     return call == rule
 
 
-@every_module
-def test_module_says_what_it_is_for(path: Path) -> None:
-    docstring = ast.get_docstring(parse(path))
-    assert docstring, "no docstring"
-    assert len(docstring) > 10, "a docstring that says nothing"
-
-
-@every_module
-def test_file_is_one_concept(path: Path) -> None:
-    lines = len(path.read_text().splitlines())
-    assert lines <= MAX_LINES, f"{lines} lines: split it by concept"
-
-
-@every_module
-def test_functions_are_small(path: Path) -> None:
-    long = {
-        node.name: node.end_lineno - node.lineno + 1
-        for node in ast.walk(parse(path))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.end_lineno is not None
-        and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
-    }
-    assert not long
-
-
-@every_module
-def test_no_forbidden_call(path: Path) -> None:
-    tree = parse(path)
-    groups = owners_of_tasks(tree)
-    breaches = [
-        f"line {line}: {call}: {why}"
-        for call, line in calls(tree)
-        for rule, (allowed_in, why) in FORBIDDEN.items()
-        if is_breach(call, rule, groups) and name_of(path) not in allowed_in
-    ]
-    assert not breaches
-
-
-@every_module
-def test_no_finalizer(path: Path) -> None:
-    """What a `__del__` would free has an owner that closes it."""
-    found = [node.name for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef)]
-    assert "__del__" not in found
-
-
-@every_module
-def test_all_is_the_public_part(path: Path) -> None:
-    """``__all__`` names every public function and class of a module, and nothing that is not there."""
-    tree = parse(path)
-    listed = declared_names(tree)
-    if listed is None:
-        return
-    defined = {
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
-    }
-    assert set(listed) <= bound_names(tree)
-    assert defined <= set(listed), "public by its name, but not in __all__"
-    assert len(listed) == len(set(listed))
-
-
 def declared_names(tree: ast.Module) -> list[str] | None:
     """The literal value of ``__all__``; None where there is none, or where it is computed."""
     for node in tree.body:
@@ -167,12 +100,72 @@ def bound_names(tree: ast.Module) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
-def test_tests_import_by_the_installed_name(path: Path) -> None:
+def test_modules_say_what_they_are_for() -> None:
+    assert [name_of(path) for path in modules() if len(ast.get_docstring(parse(path)) or "") <= 10] == []
+
+
+def test_files_are_one_concept() -> None:
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in modules()}
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_functions_are_small() -> None:
+    functions = [
+        (f"{name_of(path)}: {node.name}", (node.end_lineno or node.lineno) - node.lineno + 1)
+        for path in modules()
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert [(name, lines) for name, lines in functions if lines > MAX_FUNCTION_LINES] == []
+
+
+def test_no_forbidden_calls() -> None:
+    breaches = []
+    for path in modules():
+        tree = parse(path)
+        groups = owners_of_tasks(tree)
+        breaches += [
+            f"{name_of(path)}:{line}: {call}: {why}"
+            for call, line in calls(tree)
+            for rule, (allowed_in, why) in FORBIDDEN.items()
+            if is_breach(call, rule, groups) and name_of(path) not in allowed_in
+        ]
+    assert breaches == []
+
+
+def test_no_finalizers() -> None:
+    """What a `__del__` would free has an owner that closes it."""
+    assert [
+        name_of(path)
+        for path in modules()
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.FunctionDef) and node.name == "__del__"
+    ] == []
+
+
+def test_all_is_the_public_part() -> None:
+    """``__all__`` names every public function and class of a module, and nothing that is not there."""
+    for path in modules():
+        tree = parse(path)
+        listed = declared_names(tree)
+        if listed is None:
+            continue
+        defined = {
+            node.name
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        }
+        assert set(listed) - bound_names(tree) == set(), f"{name_of(path)}: in __all__, but not there"
+        assert defined - set(listed) == set(), f"{name_of(path)}: public by its name, but not in __all__"
+        assert len(listed) == len(set(listed)), f"{name_of(path)}: named twice"
+
+
+def test_tests_import_by_the_installed_name() -> None:
     """``import p2p`` would work from the checkout, and load a second copy of the package."""
     folders = {folder.partition("/")[0] for folder in PACKAGES}
-    for node in ast.walk(parse(path)):
-        if isinstance(node, ast.ImportFrom) and node.level == 0:
-            assert (node.module or "").partition(".")[0] not in folders
-        elif isinstance(node, ast.Import):
-            assert not {alias.name.partition(".")[0] for alias in node.names} & folders
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert (node.module or "").partition(".")[0] not in folders, name_of(path)
+            elif isinstance(node, ast.Import):
+                assert not {alias.name.partition(".")[0] for alias in node.names} & folders, name_of(path)
