@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 __all__ = ["PATIENCE", "eventually", "eventually_sync"]
 
@@ -12,11 +12,16 @@ __all__ = ["PATIENCE", "eventually", "eventually_sync"]
 PATIENCE = 30.0
 
 
-async def eventually(condition: Callable[[], object], what: str, *, seconds: float = PATIENCE) -> None:
-    """Wait until ``condition()`` is true."""
+async def eventually(
+    condition: Callable[[], object | Awaitable[object]], what: str, *, seconds: float = PATIENCE
+) -> None:
+    """Wait until ``condition()``, or what it gives when awaited, is true."""
     loop = asyncio.get_running_loop()
     end, pause = loop.time() + seconds, 0.001
-    while not condition():
+    while True:
+        met = condition()
+        if await met if isinstance(met, Awaitable) else met:
+            return
         assert loop.time() < end, f"{what}: not so after {seconds} s"
         await asyncio.sleep(pause)
         pause = min(2 * pause, 0.05)

@@ -24,7 +24,7 @@ from tests.support.service_contract import Numbers
 from tests.support.waiting import PATIENCE, eventually, eventually_sync
 
 PROGRAM = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 from hivemind.p2p import P2P
 
 async def main(how):
@@ -38,6 +38,15 @@ async def main(how):
         os._exit(3)
     elif how == "sys.exit":
         sys.exit(4)
+    elif how == "fork":
+        child = os.fork()
+        if child == 0:
+            # holds all descriptors but these, the daemon's control connection among them
+            os.close(1), os.close(2)
+            while True:
+                signal.pause()
+        print(child, flush=True)
+        await asyncio.sleep(600)
     elif how == "wait":
         await asyncio.sleep(600)
 
@@ -84,6 +93,19 @@ def test_an_owner_that_is_signalled_takes_its_daemon_along(number: signal.Signal
     owner.process.send_signal(number)
     assert owner.end() == -number
     owner.check_nothing_left()
+
+
+def test_a_forked_child_does_not_keep_the_daemon_alive() -> None:
+    owner = Owner("fork")
+    assert owner.process.stdout is not None
+    child = int(owner.process.stdout.readline())
+    try:
+        owner.process.kill()
+        owner.end()
+        owner.check_nothing_left()
+        assert is_alive(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_the_daemon_is_gone_within_a_second_of_kill_9() -> None:
