@@ -58,8 +58,8 @@ def main(repeat: int) -> None:
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(child(__file__, "--rank", "0", "--maddrs", "[]"))]
         maddrs = json.dumps(peers[0].receive()["maddrs"])
-        for rank in range(1, PEERS):
-            peers.append(stack.enter_context(child(__file__, "--rank", str(rank), "--maddrs", maddrs)))
+        others = [child(__file__, "--rank", str(rank), "--maddrs", maddrs) for rank in range(1, PEERS)]
+        peers += [stack.enter_context(other) for other in others]
         for peer in peers[1:]:
             peer.receive()  # it is up
         times, problems = [], []

@@ -85,13 +85,24 @@ def find_legacy_python() -> Path:
     return python
 
 
+def environment() -> dict[str, str]:
+    """What both sides get: compiled modules are kept, one computing thread for each of the many processes, no log."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HIVEMIND_LOGLEVEL": "ERROR"}
+
+
+def warm_up(python: Path) -> None:
+    """Load the library once, so that its modules are compiled and in the page cache; not measured."""
+    load = "import hivemind; hivemind.DHT; hivemind.DecentralizedAverager; hivemind.Optimizer"
+    subprocess.run([str(python), "-W", "ignore", "-c", load], check=True, env=environment())
+
+
 def run_workload(python: Path, workload: str, quick: bool) -> dict[str, Any]:
     """The figures of one run; empty, with a ``problems`` entry, if it failed."""
     command = [str(python), "-W", "ignore", str(HERE / f"{workload}.py"), *(["--quick"] if quick else [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HIVEMIND_LOGLEVEL": "ERROR"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=RUN_SECONDS, env=environment, check=False
+            command, capture_output=True, text=True, timeout=RUN_SECONDS, env=environment(), check=False
         )
     except subprocess.TimeoutExpired:
         return {"problems": [f"took over {RUN_SECONDS:g} s"]}
@@ -107,6 +118,8 @@ def measure(
     """Run A B A B …; returns the lines, and what went wrong on the way."""
     lines: dict[str, Line] = {}
     problems: list[str] = []
+    for python in pythons.values():
+        warm_up(python)
     for workload in workloads:
         for number in range(rounds):
             for side, python in pythons.items():

