@@ -1,1 +1,1 @@
-"""The command lines: ``hivemind``, ``hivemind-dht``. They start without torch."""
+"""The command lines: ``hivemind``, ``hivemind-dht``, ``hivemind-relay``. They start without torch."""

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import resource
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from multiaddr import Multiaddr
 
-from hivemind.cli.findings import Finding, Verdict, judge_addresses, judge_descriptors, judge_peer, summary
+from hivemind.cli.findings import (
+    Finding,
+    Verdict,
+    judge_addresses,
+    judge_descriptors,
+    judge_peer,
+    judge_reachability,
+    summary,
+)
 from hivemind.cli.running import EXIT_FAILED, EXIT_OK, run_until_stopped
 from hivemind.cli.versions import describe_versions, version_of
-from hivemind.clock import monotonic
+from hivemind.clock import Deadline, monotonic
 from hivemind.config import check_seconds
 from hivemind.dht import DHTNode, examine_peer, parse_initial_peers
 from hivemind.errors import DaemonStartError, HivemindError, P2PDaemonError
 from hivemind.networking import peer_of
-from hivemind.p2p import P2P, find_binary
+from hivemind.p2p import P2P, Reachability, find_binary
 
 __all__ = ["add_options", "run"]
 
 Say = Callable[[Finding], None]
 
+#: Seconds in which other peers have tried to connect to this machine, if they can.
+_VERDICT_SECONDS: Final = 10.0
 #: Nothing beyond this machine is asked, and no router.
 _QUIET: dict[str, Any] = {"auto_nat": False, "nat_port_map": False}
 
@@ -104,8 +115,19 @@ async def _peers(p2p: P2P, options: argparse.Namespace, say: Say) -> None:
         for address in options.peers:
             for finding in await _peer(node, address, options.timeout):
                 say(finding)
+        say(judge_reachability(await _reachability(p2p, min(options.timeout, _VERDICT_SECONDS))))
     finally:
         await node.shutdown()
+
+
+async def _reachability(p2p: P2P, seconds: float) -> Reachability:
+    """What peers have found out about the ways to this machine; waits for a verdict where one can come."""
+    deadline = Deadline.after(seconds)
+    while (found := await p2p.reachability()).verdict == "unknown" and not deadline.expired:
+        if all(state in ("local", "relayed") for state in found.addresses.values()):
+            break
+        await asyncio.sleep(min(0.25, deadline.remaining()))
+    return found
 
 
 def _versions() -> Finding:

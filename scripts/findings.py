@@ -13,8 +13,9 @@ from multiaddr import Multiaddr
 from hivemind.clock import MAX_DHT_TIME_DISCREPANCY_SECONDS
 from hivemind.dht import PeerReport
 from hivemind.networking import ip_of, is_relayed
+from hivemind.p2p import Reachability
 
-__all__ = ["Finding", "Verdict", "judge_addresses", "judge_descriptors", "judge_peer", "summary"]
+__all__ = ["Finding", "Verdict", "judge_addresses", "judge_descriptors", "judge_peer", "judge_reachability", "summary"]
 
 #: Descriptors that a peer with some hundred connections needs, with room for the program's own files.
 _ENOUGH_DESCRIPTORS: Final = 4096
@@ -94,6 +95,23 @@ def _kind(address: Multiaddr) -> str:
         return "global"  # a name: whoever gave it had a reason
     parsed = ipaddress.ip_address(ip)
     return "loopback" if parsed.is_loopback else "global" if parsed.is_global else "private"
+
+
+def judge_reachability(found: Reachability) -> Finding:
+    """By what connected peers found when they dialled this one."""
+    subject = "reachable"
+    relays = f", through {len(found.relays)} relays" if found.relays else ""
+    if found.verdict == "public":
+        return Finding(Verdict.OK, subject, "others connect to this machine directly")
+    if found.verdict == "private":
+        verdict = Verdict.OK if relays else Verdict.WARNING
+        remedy = "" if relays else "be reached through a relay (use_auto_relay=True), or forward a port of the router"
+        return Finding(verdict, subject, f"others cannot connect to this machine directly{relays}", remedy)
+    return Finding(
+        Verdict.OK,
+        subject,
+        f"not found out within the time{relays}: it takes peers that can try, and an address of the internet",
+    )
 
 
 def judge_peer(peer: str, report: PeerReport, connections: Iterable[Multiaddr], seconds: float) -> list[Finding]:

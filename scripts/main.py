@@ -18,6 +18,7 @@ _COMMANDS: Final = {
     "dht": ("dht", "run a DHT peer that others can join through (as hivemind-dht)"),
     "doctor": ("doctor", "check this machine, and its way to given peers; says what to do"),
     "identity": ("identity", "make or show the file of a peer's private key"),
+    "relay": ("relay", "run a relay for peers behind NATs and firewalls (as hivemind-relay)"),
     "version": ("versions", "print the versions of what is installed"),
 }
 

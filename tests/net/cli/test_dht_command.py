@@ -3,98 +3,24 @@
 from __future__ import annotations
 
 import os
-import queue
-import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from hivemind.clock import get_dht_time
 from hivemind.dht import DHT
+from tests.support.commands import STARTED, command
 from tests.support.processes import is_alive
 from tests.support.waiting import PATIENCE, eventually_sync
 
 HOST = ["--host_maddrs", "/ip4/127.0.0.1/tcp/0"]
 LOCAL = {"auto_nat": False, "nat_port_map": False}
-#: As programs that use hivemind 1.1 look for it.
-STARTED = re.compile(r"Running a DHT instance. To connect other peers to this one, use (.+)$")
-
-
-class Command:
-    """A running command and its lines on standard error."""
-
-    def __init__(self, *arguments: str, program: str = "hivemind-dht") -> None:
-        path = Path(sys.executable).with_name(program)
-        self.process = subprocess.Popen([path, *arguments], stderr=subprocess.PIPE, text=True)
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._lines.put(line.rstrip("\n"))
-        self._lines.put(None)
-
-    def line(self) -> str:
-        """The next line."""
-        line = self._lines.get(timeout=PATIENCE)
-        assert line is not None, f"it has ended with {self.process.wait(PATIENCE)}"
-        return line
-
-    def until(self, words: str) -> str:
-        """The next line with ``words``."""
-        while words not in (line := self.line()):
-            pass
-        return line
-
-    def children(self) -> list[int]:
-        """Its child processes: the daemon."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == self.process.pid:
-                found.append(int(entry.name))
-        return found
-
-    def end(self, number: signal.Signals) -> int:
-        """Send a signal; the exit code. No child may be left."""
-        children = self.children()
-        self.process.send_signal(number)
-        code = self.process.wait(PATIENCE)
-        eventually_sync(lambda: not any(map(is_alive, children)), "the daemon has ended")
-        return code
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-
-
-@contextmanager
-def command(*arguments: str, program: str = "hivemind-dht") -> Iterator[Command]:
-    running = Command(*arguments, program=program)
-    try:
-        yield running
-    finally:
-        running.close()
 
 
 def test_two_commands_meet_and_their_output_is_that_of_hivemind_1() -> None:
-    with command(*HOST, "--refresh_period", "0.5") as first:
+    with command("dht", *HOST, "--refresh_period", "0.5") as first:
         started = STARTED.search(first.line())
         assert started
         option, *addresses = started.group(1).split(" ")
@@ -103,7 +29,7 @@ def test_two_commands_meet_and_their_output_is_that_of_hivemind_1() -> None:
         assert f"Full list of visible multiaddresses: {addresses[0]}" in first.line()
         assert "1 DHT nodes (including this one) are in the local routing table" in first.line()
         assert "Local storage contains 0 keys" in first.line()
-        with command("dht", *HOST, option, *addresses, program="hivemind") as second:
+        with command("main", "dht", *HOST, option, *addresses) as second:
             assert STARTED.search(second.line())
             second.line()
             assert "2 DHT nodes (including this one) are in the local routing table" in second.line()
@@ -120,7 +46,7 @@ def test_two_commands_meet_and_their_output_is_that_of_hivemind_1() -> None:
 def test_an_identity_stays(tmp_path: Path) -> None:
     seen = []
     for _ in range(2):
-        with command(*HOST, "--identity_path", str(tmp_path / "peer.key")) as running:
+        with command("dht", *HOST, "--identity_path", str(tmp_path / "peer.key")) as running:
             started = STARTED.search(running.line())
             assert started
             seen.append(started.group(1).rpartition("/p2p/")[2])
@@ -133,7 +59,7 @@ def test_nobody_to_join() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooWDLXAnf92spivnVheW2jr1DtRKfd5AGGgDT3XTG3BRnqi"
-    with command(*HOST, "--initial_peers", address) as running:
+    with command("dht", *HOST, "--initial_peers", address) as running:
         told = running.until("hivemind-dht: error:")
         assert "failed to connect to bootstrap peers" in told
         assert address.split("/")[4] in told
@@ -145,7 +71,7 @@ def test_a_port_that_is_taken() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         host = f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}"
-        with command("--host_maddrs", host) as running:
+        with command("dht", "--host_maddrs", host) as running:
             assert "address already in use" in running.until("hivemind-dht: error:")
             assert running.process.wait(PATIENCE) == 1
 
@@ -157,14 +83,14 @@ def test_stopped_while_it_starts() -> None:
         silent.listen()
         peer = "12D3KooWDLXAnf92spivnVheW2jr1DtRKfd5AGGgDT3XTG3BRnqi"
         address = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}/p2p/{peer}"
-        with command(*HOST, "--initial_peers", address) as running:
+        with command("dht", *HOST, "--initial_peers", address) as running:
             connection, _ = silent.accept()
             with connection:
                 assert running.end(signal.SIGTERM) == 0
 
 
 def test_killed() -> None:
-    with command(*HOST) as running:
+    with command("dht", *HOST) as running:
         running.until("Full list")
         children = running.children()
         assert len(children) == 1
@@ -175,7 +101,7 @@ def test_killed() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_it_at_once(number: signal.Signals) -> None:
     """The daemon is stopped (SIGSTOP), so that the end in order takes a while."""
-    with command(*HOST) as running:
+    with command("dht", *HOST) as running:
         running.until("Full list")
         (daemon,) = running.children()
         os.kill(daemon, signal.SIGSTOP)

@@ -23,14 +23,14 @@ def run(*arguments: str) -> int:
     return code
 
 
-@pytest.mark.parametrize("module", ["main", "dht", "doctor", "identity"])
+@pytest.mark.parametrize("module", ["main", "dht", "relay", "doctor", "identity"])
 def test_no_command_loads_torch(module: str) -> None:
     code = f"import sys, hivemind.cli.{module}; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "False"]
 
 
-@pytest.mark.parametrize("command", ["dht", "doctor", "identity", "version"])
+@pytest.mark.parametrize("command", ["dht", "relay", "doctor", "identity", "version"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     assert f"usage: hivemind {command}" in capsys.readouterr().out
@@ -39,7 +39,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    assert all(f"\n  {command} " in shown for command in ("dht", "doctor", "identity", "version"))
+    assert all(f"\n  {command} " in shown for command in ("dht", "relay", "doctor", "identity", "version"))
     assert run("--version") == 0
     assert capsys.readouterr().out.startswith("hivemind 2.")
     assert run("no-such-command") == 2

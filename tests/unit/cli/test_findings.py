@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 from multiaddr import Multiaddr
 
-from hivemind.cli.findings import Finding, Verdict, judge_addresses, judge_descriptors, judge_peer, summary
+from hivemind.cli.findings import (
+    Finding,
+    Verdict,
+    judge_addresses,
+    judge_descriptors,
+    judge_peer,
+    judge_reachability,
+    summary,
+)
 from hivemind.dht import PeerReport
+from hivemind.identity import PeerID
+from hivemind.p2p import Reachability, RelayInUse
 
 PEER = "12D3KooWDLXAnf92spivnVheW2jr1DtRKfd5AGGgDT3XTG3BRnqi"
 DIRECT = Multiaddr("/ip4/10.0.0.5/tcp/4001")
@@ -33,6 +43,22 @@ def test_addresses(addresses: list[str], verdict: Verdict, words: str) -> None:
     assert finding.verdict is verdict
     assert words in str(finding)
     assert ("what to do" in str(finding)) == (verdict is not Verdict.OK)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "relayed", "expected", "words"),
+    [
+        ("public", False, Verdict.OK, "directly"),
+        ("private", True, Verdict.OK, "through 1 relay"),
+        ("private", False, Verdict.WARNING, "use_auto_relay"),
+        ("unknown", False, Verdict.OK, "not found out"),
+    ],
+)
+def test_reachability(verdict: str, relayed: bool, expected: Verdict, words: str) -> None:
+    relays = (RelayInUse(PeerID.from_base58(PEER), 1800, 1 << 34),) if relayed else ()
+    found = judge_reachability(Reachability(verdict, False, relays, {}, 1, 0))
+    assert found.verdict is expected
+    assert words in str(found)
 
 
 def test_descriptors() -> None:

@@ -1,0 +1,92 @@
+"""Commands of the command line as processes: their lines, their children, their end."""
+
+from __future__ import annotations
+
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.processes import is_alive
+from tests.support.waiting import PATIENCE, eventually_sync
+
+__all__ = ["STARTED", "Command", "command"]
+
+#: As programs that use hivemind 1.1 look for it.
+STARTED = re.compile(r"Running a DHT instance. To connect other peers to this one, use (.+)$")
+
+
+class Command:
+    """A running command and its lines on standard error.
+
+    :param module: of `hivemind.cli`, whose ``main`` is run
+    """
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        code = f"from hivemind.cli.{module} import main; main()"
+        self.process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self._lines.put(line.rstrip("\n"))
+        self._lines.put(None)
+
+    def line(self) -> str:
+        """The next line."""
+        line = self._lines.get(timeout=PATIENCE)
+        assert line is not None, f"it has ended with {self.process.wait(PATIENCE)}"
+        return line
+
+    def until(self, words: str) -> str:
+        """The next line with ``words``."""
+        while words not in (line := self.line()):
+            pass
+        return line
+
+    def children(self) -> list[int]:
+        """Its child processes: the daemon."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == self.process.pid:
+                found.append(int(entry.name))
+        return found
+
+    def end(self, number: signal.Signals) -> int:
+        """Send a signal; the exit code. No child may be left."""
+        children = self.children()
+        self.process.send_signal(number)
+        code = self.process.wait(PATIENCE)
+        eventually_sync(lambda: not any(map(is_alive, children)), "the daemon has ended")
+        return code
+
+    def close(self) -> None:
+        """Kill it if it runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@contextmanager
+def command(module: str, *arguments: str) -> Iterator[Command]:
+    """A command that runs in the block; it is killed if it still does at the end."""
+    running = Command(module, *arguments)
+    try:
+        yield running
+    finally:
+        running.close()
