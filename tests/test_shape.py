@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("core", "core/utils", "p2p", "dht", "compression", "averaging", "optim", "proto", "scripts")
-MAX_LINES = 400
+MAX_LINES = 450
 MAX_FUNCTION_LINES = 90
 
 #: Calls that are forbidden, where they are allowed all the same, and why they are forbidden.
