@@ -45,7 +45,7 @@ run: env ## Train on real images in a local swarm of PEERS=4 processes
 	@$(PY) examples/digits/swarm.py --peers $(PEERS) $(ARGS)
 
 test: env legacy ## All that a change must pass, from a fresh checkout
-	@$(PY) tools/run_suites.py lint types arch proto-check go unit sim net docs compat
+	@$(PY) tools/run_suites.py lint types arch proto-check go unit sim net $(notdir $(wildcard tests/nat)) docs compat
 
 bench: env legacy ## Measure this library and hivemind 1.1.12 in turn, and print the ratio
 	@$(PY) benchmarks/run.py $(ARGS)
@@ -135,7 +135,7 @@ proto-check: $(PROTO) ## Whether the generated messages are fresh
 
 ## Tests
 
-.PHONY: unit sim net compat docs go
+.PHONY: unit sim net nat compat docs go
 unit: $(PACKAGE) ## Pure parts, golden bytes, the shape of the code
 	@$(PYTEST) $(REPORT) tests/unit tests/test_shape.py $(ARGS)
 
@@ -144,6 +144,9 @@ sim: $(PACKAGE) ## Swarms on the memory network, in virtual time
 
 net: env ## Real daemons on loopback
 	@$(PYTEST) $(REPORT) tests/net $(ARGS)
+
+nat: env ## Peers behind real NATs, in network namespaces (skipped where not root, or without ip and nft)
+	@$(PYTEST) $(REPORT) tests/nat $(ARGS)
 
 compat: env legacy ## One swarm with hivemind 1.1.12
 	@$(PYTEST) $(REPORT) tests/compat $(ARGS)
