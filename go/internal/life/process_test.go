@@ -92,6 +92,7 @@ const (
 	frameOpen    = 3
 	frameAccept  = 5
 	frameReset   = 8
+	frameEvent   = 10
 )
 
 func send(t *testing.T, sock net.Conn, kind, flags byte, code uint16, stream uint32, payload []byte) {
@@ -111,15 +112,19 @@ func receive(t *testing.T, sock net.Conn) (kind byte, code uint16, stream uint32
 	if err := sock.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
-	var head [16]byte
-	if _, err := io.ReadFull(sock, head[:]); err != nil {
-		t.Fatal(err)
+	for {
+		var head [16]byte
+		if _, err := io.ReadFull(sock, head[:]); err != nil {
+			t.Fatal(err)
+		}
+		payload = make([]byte, binary.LittleEndian.Uint32(head[0:]))
+		if _, err := io.ReadFull(sock, payload); err != nil {
+			t.Fatal(err)
+		}
+		if head[4] != frameEvent { // events come between the others at any time
+			return head[4], binary.LittleEndian.Uint16(head[6:]), binary.LittleEndian.Uint32(head[8:]), payload
+		}
 	}
-	payload = make([]byte, binary.LittleEndian.Uint32(head[0:]))
-	if _, err := io.ReadFull(sock, payload); err != nil {
-		t.Fatal(err)
-	}
-	return head[4], binary.LittleEndian.Uint16(head[6:]), binary.LittleEndian.Uint32(head[8:]), payload
 }
 
 func request(t *testing.T, sock net.Conn, text string) {
