@@ -36,11 +36,11 @@ __all__ = [
 
 #: Samples per second of a peer that has not measured itself yet; keeps divisions finite.
 LEAST_SPEED = 1e-20
-#: Seconds between two fetches for one known peer and for each further one, where `min_refresh_period` allows less.
-_REFRESH_AT_LEAST = 0.2
-_REFRESH_PER_PEER = 0.02
+#: Seconds between two fetches for each known peer, where that is less than `min_refresh_period`: what a fetch costs
+#: grows with the number of peers.
+_REFRESH_PER_PEER = 0.1
 #: Seconds between two reports of mere progress within an epoch.
-_REPORT_INTERVAL = 0.2
+_REPORT_INTERVAL = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def swarm_progress(
         num_peers=peers,
         num_clients=sum(peer.client_mode for peer in others) + (trains and own.client_mode),
         eta_next_epoch=now + eta,
-        next_fetch_time=now + _refresh_period(eta, peers, options),
+        next_fetch_time=now + _refresh_period(eta, peers, len(others), options),
     )
 
 
@@ -229,9 +229,13 @@ def _count(
     return _Count(reported, expected, speed)
 
 
-def _refresh_period(eta: float, peers: int, options: TrackerOptions) -> float:
-    if peers == 0:
-        return options.default_refresh_period
+def _refresh_period(eta: float, peers: int, others: int, options: TrackerOptions) -> float:
+    most = options.max_refresh_period
+    if others == 0:
+        # whoever is alone looks around more often: it is likely to have come first
+        most = min(most, max(options.min_refresh_period, options.default_refresh_period))
+        if peers == 0:
+            return most
     drifted = max(peers + options.expected_drift_peers, peers * (1 + options.expected_drift_rate))
-    least = min(options.min_refresh_period, _REFRESH_AT_LEAST + _REFRESH_PER_PEER * peers)
-    return min(max(eta * peers / drifted, least), options.max_refresh_period)
+    least = min(options.min_refresh_period, _REFRESH_PER_PEER * peers)
+    return min(max(eta * peers / drifted, least), most)

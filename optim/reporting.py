@@ -48,7 +48,9 @@ class ProgressReporting:
         self._own_subkey = own_subkey
         self._loop = asyncio.get_running_loop()
         self._progressed = asyncio.Event()
-        self._fetch_wanted = asyncio.Event()
+        # set by own progress, which may bring the next fetch forward
+        self._fetch_check = asyncio.Event()
+        self._fetch_wanted = False
         self._stopped = asyncio.Event()
         self._warnings = RateLimit()
 
@@ -57,8 +59,8 @@ class ProgressReporting:
 
         def wake() -> None:
             self._progressed.set()
-            if new_epoch:
-                self._fetch_wanted.set()
+            self._fetch_wanted = self._fetch_wanted or new_epoch
+            self._fetch_check.set()
 
         try:
             self._loop.call_soon_threadsafe(wake)
@@ -113,10 +115,16 @@ class ProgressReporting:
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _fetch(self) -> None:
-        self._fetch_wanted.clear()
+        self._fetch_wanted = False
         await self.fetch()
-        wait = self._view.swarm.next_fetch_time - get_dht_time()
-        await _wait(self._fetch_wanted, max(0.0, wait))
+        fetched = get_dht_time()
+        while not self._fetch_wanted:
+            self._fetch_check.clear()
+            now = get_dht_time()
+            period = self._view.swarm.next_fetch_time - now
+            if fetched + period <= now:
+                return
+            await _wait(self._fetch_check, fetched + period - now)
 
     async def fetch(self) -> None:
         """Ask the DHT for all reports now."""

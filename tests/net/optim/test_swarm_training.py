@@ -26,7 +26,7 @@ def _preloaded() -> None:
 
 @pytest.fixture
 def swarm(tmp_path: Path) -> Iterator[TrainingSwarm]:
-    options = {"matchmaking_time": 3.0, "averaging_timeout": 12.0, "next_chunk_timeout": 3.0}
+    options = {"matchmaking_time": 3.0, "averaging_timeout": 9.0, "next_chunk_timeout": 3.0}
     with TrainingSwarm(tmp_path, epochs=20, options=options) as swarm:
         yield swarm
 
@@ -104,9 +104,14 @@ def test_a_frozen_peer_is_left_behind_and_catches_up(swarm: TrainingSwarm):
 
 @pytest.mark.timeout(300)
 def test_an_auxiliary_peer_helps(swarm: TrainingSwarm):
-    trainers = [swarm.join() for _ in range(2)]
-    # the others' reports do not count it: give it the time to be there
-    helper = swarm.join(step_seconds=0.02, options={"auxiliary": True, "matchmaking_time": 3.0})
+    # nobody knows of the helper before it looks for a group: the run must outlast its first looks at the swarm
+    trainers = [swarm.join(epochs=40, step_seconds=0.02) for _ in range(2)]
+    looks_often = {"default_refresh_period": 0.5}
+    helper = swarm.join(
+        epochs=10**6,
+        step_seconds=0.02,
+        options={"auxiliary": True, "matchmaking_time": 3.0, "averaging_timeout": 9.0, "tracker_opts": looks_often},
+    )
     swarm.train(helper, *trainers)
     for peer in trainers:
         peer.wait_for("done", BOUND)
