@@ -14,9 +14,10 @@ __all__ = ["compute_schema_hash"]
 
 
 def compute_schema_hash(tensors: Sequence[torch.Tensor]) -> bytes:
-    """20 bytes that are equal for equal shapes, dtypes, devices and gradient flags (hivemind 1.1 wire format).
+    """20 bytes that are equal for equal shapes, dtypes and gradient flags (hivemind 1.1 wire format).
 
-    Neither values nor compression settings enter.
+    Neither values nor compression settings enter, nor where a tensor is: peers with and without a GPU average together,
+    and the format says for all what it says for the memory of a CPU.
     """
     rows = [_row(TensorDescriptor.from_tensor(tensor)) for tensor in tensors]
     return hashlib.sha1(MSGPackSerializer.dumps(rows)).digest()
@@ -28,7 +29,7 @@ def _row(descriptor: TensorDescriptor) -> dict[str, str]:
         "size": f"torch.Size({list(descriptor.size)})",
         "dtype": str(descriptor.dtype),
         "layout": str(descriptor.layout),
-        "device": str(descriptor.device),
+        "device": "cpu",
         "requires_grad": str(descriptor.requires_grad),
         "pin_memory": str(descriptor.pin_memory),
         "compression": str(int(descriptor.compression)),

@@ -25,3 +25,8 @@ def test_what_it_tells_apart() -> None:
     ]
     assert len({compute_schema_hash(tensors) for tensors in variants}) == len(variants)
     assert compute_schema_hash([torch.ones(3, 4), *GOLDEN[1:]]) == compute_schema_hash(GOLDEN)
+
+
+def test_peers_on_other_devices_meet() -> None:
+    elsewhere = [tensor.detach().to("meta").requires_grad_(tensor.requires_grad) for tensor in GOLDEN]
+    assert compute_schema_hash(elsewhere) == compute_schema_hash(GOLDEN)
