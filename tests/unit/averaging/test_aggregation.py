@@ -37,8 +37,8 @@ class Call:
         self.reading.set()
         self.task = asyncio.ensure_future(self._run())
 
-    def send(self, value: float) -> None:
-        part = serialize_torch_tensor(torch.full((2,), value))
+    def send(self, value: float, *, size: int = 2) -> None:
+        part = serialize_torch_tensor(torch.full((size,), value))
         fields: dict[str, object] = {"tensor_part": part, "weight": 1.0}
         if not self._sent:
             fields |= {"code": PART_FOR_AVERAGING, "group_id": b"G"}
@@ -211,5 +211,23 @@ def test_after_the_end_calls_are_refused() -> None:
         assert [answer.code for answer in call.answers] == [INTERNAL_ERROR]
         with pytest.raises(ProtocolViolation):
             await Call(aggregator, ME).task
+
+    run_virtual(main)
+
+
+def test_a_part_of_the_wrong_size_is_refused_when_it_comes_rather_than_kept() -> None:
+    async def main() -> None:
+        aggregator = make()
+        running = asyncio.ensure_future(aggregator.run())
+        node, client = Call(aggregator, NODE), Call(aggregator, CLIENT)
+        node.send(1.0, size=2**16)
+        await settle()
+        assert list(aggregator.failed_senders) == [NODE]
+        assert "expected (2,)" in aggregator.failed_senders[NODE]
+        assert not aggregator._reducer._inputs[0].get(1)
+        for _ in range(PARTS):
+            client.send(1.0)
+        await asyncio.gather(running, node.task, client.task)
+        await aggregator.close()
 
     run_virtual(main)
