@@ -19,6 +19,7 @@ from hivemind.averaging.load_balancing import hagenbach_bishoff, load_balance_pe
 from hivemind.averaging.matchmaking import Matchmaking
 from hivemind.averaging.modes import AveragingMode
 from hivemind.averaging.partition import DEFAULT_PART_SIZE_BYTES, TensorPartContainer
+from hivemind.averaging.reducer import TensorPartReducer
 from hivemind.averaging.schema import compute_schema_hash
 from hivemind.averaging.state import State
 from hivemind.averaging.tensors import TensorLock
@@ -49,6 +50,7 @@ __all__ = [
     "StepControl",
     "TensorLock",
     "TensorPartContainer",
+    "TensorPartReducer",
     "compute_schema_hash",
     "hagenbach_bishoff",
     "is_valid_group",
