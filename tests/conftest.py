@@ -1,3 +1,10 @@
 """Shared by all tests: nothing may outlive a test (`tests.support.leaks`) or hang it (`tests.support.bounded`)."""
 
+import signal
+
 pytest_plugins = ["tests.support.leaks", "tests.support.bounded"]
+
+# A shell without job control has its background jobs ignore SIGINT, and what they start inherits that; processes that
+# tests interrupt must not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
