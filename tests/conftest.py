@@ -2,7 +2,7 @@
 
 import signal
 
-pytest_plugins = ["tests.support.leaks", "tests.support.bounded"]
+pytest_plugins = ["tests.support.leaks", "tests.support.bounded", "tests.support.properties"]
 
 # A shell without job control has its background jobs ignore SIGINT, and what they start inherits that; processes that
 # tests interrupt must not.
