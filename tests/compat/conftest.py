@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.legacy import LegacyNursery
-from tests.support.legacy_repeat import LegacyPeers, repeated
+from tests.support.legacy_repeat import ATTEMPTS, LegacyPeers, repeated
+
+HERE = Path(__file__).resolve().parent
+ATTEMPT_SECONDS = 180
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +36,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("repeated: a peer of hivemind 1.1.12 misbehaved")
         for line in repeated:
             terminalreporter.write_line(f"repeated: {line}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test here may take three attempts, of which each may wait for a peer of 1.1.12 that hangs."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(ATTEMPTS * ATTEMPT_SECONDS))

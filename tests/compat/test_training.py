@@ -102,7 +102,7 @@ def start_trainer(node: OurNode | LegacyNode, share: int, seed: int) -> Iterator
         trainer.close()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("first", KINDS)
 @repeat_on_legacy_fault
 def test_train_together(legacy: LegacyPeers, first: Kind) -> None:
