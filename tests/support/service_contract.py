@@ -20,6 +20,7 @@ from hivemind.errors import (
 )
 from hivemind.p2p import P2P, Mode, P2PContext, ServicerBase, Stream, StreamInfo
 from hivemind.proto.p2pd_pb2 import RPCError
+from hivemind.proto.runtime_pb2 import Tensor
 from hivemind.proto.test_pb2 import TestRequest, TestResponse
 from tests.support.conformance import Hanging, soon
 from tests.support.waiting import PATIENCE, eventually
@@ -65,11 +66,12 @@ class Numbers(ServicerBase):
     async def rpc_first_only(self, requests: AsyncIterator[TestRequest], context: P2PContext) -> TestResponse:
         return await anext(aiter(requests))  # type: ignore[return-value]
 
-    async def rpc_endless(self, request: TestRequest, context: P2PContext) -> AsyncIterator[TestResponse]:
+    async def rpc_endless(self, request: TestRequest, context: P2PContext) -> AsyncIterator[Tensor]:
         try:
             while True:
                 self.taken += 1
-                yield TestResponse(number=self.taken)
+                # large, so that all buffers on the way are soon full
+                yield Tensor(chunks=self.taken, buffer=bytes(16384))
         finally:
             self.hanging.cancelled.set()
 
@@ -196,7 +198,7 @@ class ServiceContract:
         service = Numbers()
         await service.add_p2p_handlers(alice)
         responses = await Numbers.get_stub(bob, alice.peer_id).rpc_endless(TestRequest())
-        assert (await anext(responses)).number == 1
+        assert (await anext(responses)).chunks == 1
         await responses.aclose()
         await responses.aclose()
         await eventually(service.hanging.cancelled.is_set, "the generator is closed")
@@ -240,7 +242,7 @@ class ServiceContract:
         service = Numbers()
         await service.add_p2p_handlers(alice)
         responses = await Numbers.get_stub(bob, alice.peer_id).rpc_endless(TestRequest())
-        assert (await anext(responses)).number == 1
+        assert (await anext(responses)).chunks == 1
         seen = -1
         async with asyncio.timeout(PATIENCE):
             while seen != service.taken:
