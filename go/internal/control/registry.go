@@ -126,8 +126,16 @@ func (r *registry) close() {
 	}
 }
 
-// admit chooses who answers a call: the member with the least in flight. The caller of admit releases it.
-func (r *registry) admit(name string, mode Mode, caller peer.ID) (*member, error) {
+// admission is a call or stream that a member has been chosen for. Whoever admitted it releases it.
+type admission struct {
+	*member
+	registry *registry
+	caller   peer.ID
+	handled  sync.Once
+}
+
+// admit chooses who answers a call: the member with the least in flight.
+func (r *registry) admit(name string, mode Mode, caller peer.ID) (*admission, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h := r.handlers[name]
@@ -148,14 +156,26 @@ func (r *registry) admit(name string, mode Mode, caller peer.ID) (*member, error
 	}
 	best.inFlight++
 	r.perPeer[caller]++
-	return best, nil
+	return &admission{member: best, registry: r, caller: caller}, nil
 }
 
-func (r *registry) release(m *member, caller peer.ID) {
+// handlerDone makes room for the handler's next call. It comes before the caller can have read the answer, so that one
+// who calls again right then is not told that the handler is busy.
+func (a *admission) handlerDone() {
+	a.handled.Do(func() {
+		a.registry.mu.Lock()
+		defer a.registry.mu.Unlock()
+		a.inFlight--
+	})
+}
+
+// release ends the admission; until then the call counts as the caller's, as what is not sent yet takes memory.
+func (a *admission) release() {
+	a.handlerDone()
+	r := a.registry
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m.inFlight--
-	if r.perPeer[caller]--; r.perPeer[caller] == 0 {
-		delete(r.perPeer, caller)
+	if r.perPeer[a.caller]--; r.perPeer[a.caller] == 0 {
+		delete(r.perPeer, a.caller)
 	}
 }

@@ -230,7 +230,7 @@ func (srv *Server) serveStream(ns *netStream, mode Mode) error {
 	if err != nil {
 		return err
 	}
-	defer srv.registry.release(handler, caller)
+	defer handler.release()
 	s, err := handler.conn.accept(mode, &target{peer: []byte(caller), name: name}, nil)
 	if err != nil {
 		return err

@@ -99,14 +99,14 @@ func (srv *Server) serveUnary(ns *netStream) error {
 		}
 		return sendAnswer(ns, &wire.Response{CallID: req.CallID, IsError: true}, fault.Text)
 	}
-	defer srv.registry.release(handler, caller)
+	defer handler.release()
 
 	s, err := deliverRequest(handler.conn, ns, &target{peer: []byte(caller), name: req.Handler}, body, size)
 	if err != nil {
 		return err
 	}
 	defer s.conn.running.Done()
-	if err := runHandler(s, ns, srv.limits.MaxUnary, req.CallID); err != nil {
+	if err := runHandler(s, ns, srv.limits.MaxUnary, req.CallID, handler.handlerDone); err != nil {
 		s.fail(err)
 		return err
 	}
@@ -157,8 +157,8 @@ func deliverRequest(c *conn, ns *netStream, t *target, body io.Reader, size int)
 }
 
 // runHandler waits for the client's answer and sends it, while it watches the caller: whatever comes from it after the
-// request, its end included, means that it has given up.
-func runHandler(s *stream, ns *netStream, limit int64, callID [wire.CallIDSize]byte) error {
+// request, its end included, means that it has given up. It calls handled once the answer begins to come.
+func runHandler(s *stream, ns *netStream, limit int64, callID [wire.CallIDSize]byte, handled func()) error {
 	_ = ns.SetReadDeadline(time.Time{})
 	watched := make(chan struct{})
 	go func() {
@@ -167,7 +167,7 @@ func runHandler(s *stream, ns *netStream, limit int64, callID [wire.CallIDSize]b
 		s.cancel(faultf(CodeCancelled, "the caller has cancelled the call or is gone"))
 	}()
 	stop := abortWith(s, ns)
-	err := sendHandlerAnswer(s, ns, limit, callID)
+	err := sendHandlerAnswer(s, ns, limit, callID, handled)
 	if err == nil {
 		err = ns.CloseWrite()
 	}
@@ -182,11 +182,14 @@ func runHandler(s *stream, ns *netStream, limit int64, callID [wire.CallIDSize]b
 	return err
 }
 
-func sendHandlerAnswer(s *stream, ns *netStream, limit int64, callID [wire.CallIDSize]byte) error {
+func sendHandlerAnswer(
+	s *stream, ns *netStream, limit int64, callID [wire.CallIDSize]byte, handled func(),
+) error {
 	first, err := s.next(s.ctx)
 	if err != nil {
 		return err
 	}
+	handled()
 	if first.fin {
 		return faultf(CodeInternal, "the handler ended without an answer")
 	}
