@@ -62,7 +62,7 @@ class Line:
         ratio = statistics.median(ratios) if ratios else None
         return {"unit": unit_of(self.name), "hivemind 2": self.ours, "hivemind 1.1.12": self.legacy, "ratio": ratio}
 
-    def as_row(self) -> tuple[str, str, str, str, str]:
+    def as_row(self) -> tuple[str, ...]:
         """The cells of the table."""
         text = UNITS[unit_of(self.name)]
         ratios = self.ratios()

@@ -55,9 +55,8 @@ class OurAverager:
 
     def begin_step(self, schedule_in: float | None = None, **options: Any) -> None:
         scheduled = None if schedule_in is None else get_dht_time() + schedule_in
-        self._step = self._pool.submit(
-            self.averager.step, scheduled_time=scheduled, timeout=STEP_SECONDS, allow_retries=False, **options
-        )
+        timing: dict[str, Any] = {"scheduled_time": scheduled, "timeout": STEP_SECONDS, "allow_retries": False}
+        self._step = self._pool.submit(lambda: self.averager.step(**timing, **options))
 
     def end_step(self) -> dict[str, Any]:
         assert self._step is not None

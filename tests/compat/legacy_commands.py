@@ -22,7 +22,7 @@ from hivemind.utils import get_dht_time
 from tests.compat import service, workload
 from tests.compat.packing import pack_tensor, unpack_tensor
 
-LOCAL = {"host_maddrs": ["/ip4/127.0.0.1/tcp/0"], "nat_port_map": False, "auto_nat": False}
+LOCAL: dict[str, Any] = {"host_maddrs": ["/ip4/127.0.0.1/tcp/0"], "nat_port_map": False, "auto_nat": False}
 COMPRESSIONS = {"NONE": NoCompression, "FLOAT16": Float16Compression}
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -5,7 +5,7 @@ side.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, AsyncIterator  # noqa: UP035 (1.1.12 knows a stream by this one only)
 
 from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
@@ -150,7 +150,7 @@ async def _cancel_stream(stub: Any, number: int, received: list[Any]) -> Any:
     return first.number
 
 
-_CALLS = {
+_CALLS: dict[str, Callable[[Any, Any, list[Any]], Awaitable[Any]]] = {
     "square": _square,
     "count": _count,
     "sum": _sum,

@@ -55,7 +55,8 @@ class Trainer:
         while self.optimizer.local_epoch < epochs and time.monotonic() < end:
             batch = self._train[torch.randint(len(self._train), (BATCH_SIZE,), generator=self._generator)]
             self.optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(self.model(self.images[batch]), self.labels[batch]).backward()
+            loss = torch.nn.functional.cross_entropy(self.model(self.images[batch]), self.labels[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             time.sleep(self._pause)
         return self.report()
