@@ -15,6 +15,8 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
+
+	"hivemind/p2pd/internal/punch"
 )
 
 func init() {
@@ -52,10 +54,7 @@ func isTCP(addr ma.Multiaddr) bool {
 	return err == nil
 }
 
-func isRelayed(addr ma.Multiaddr) bool {
-	_, err := addr.ValueForProtocol(ma.P_CIRCUIT)
-	return err == nil
-}
+func isRelayed(addr ma.Multiaddr) bool { return punch.IsRelayed(addr) }
 
 // quicTransport ends the dial of a closed port on this host or network at once. QUIC itself waits out its handshake (5 s):
 // its socket is not connected, so the kernel does not tell it that the port is closed.

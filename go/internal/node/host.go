@@ -178,9 +178,6 @@ func traversalOptions(cfg *config.Config) []libp2p.Option {
 	}
 	if cfg.AutoNAT {
 		options = append(options, libp2p.EnableNATService(), libp2p.EnableAutoNATv2())
-		if cfg.Relay {
-			options = append(options, libp2p.EnableHolePunching())
-		}
 	}
 	return options
 }

@@ -20,6 +20,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"hivemind/p2pd/internal/config"
+	"hivemind/p2pd/internal/punch"
 )
 
 // Kinds of failed starts.
@@ -42,6 +43,7 @@ type Node struct {
 	reach   reach
 	relays  *relays        // nil if this peer is not to be reached through relays
 	service *circuit.Relay // nil if this peer does not relay for others
+	puncher *punch.Puncher // nil if relayed connections stay so
 
 	background sync.WaitGroup // the bootstrap loop, and those of relays and reachability
 	ctx        context.Context
@@ -79,6 +81,9 @@ func (n *Node) start(ctx context.Context, cfg *config.Config) error {
 	if err := n.startReachability(cfg); err != nil {
 		return err
 	}
+	if cfg.AutoNAT && cfg.Relay && !cfg.NoListen {
+		n.puncher = punch.New(n.host, n.publicAddrs, n.log)
+	}
 	if cfg.RelayService {
 		if n.service, err = newRelayService(n.host, cfg); err != nil {
 			return err
@@ -98,6 +103,9 @@ func (n *Node) start(ctx context.Context, cfg *config.Config) error {
 func (n *Node) Close() {
 	n.cancel()
 	n.background.Wait()
+	if n.puncher != nil {
+		n.puncher.Close()
+	}
 	if n.service != nil {
 		_ = n.service.Close() // it has no error to return
 	}

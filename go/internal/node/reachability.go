@@ -17,6 +17,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"hivemind/p2pd/internal/config"
+	"hivemind/p2pd/internal/punch"
 )
 
 func init() {
@@ -122,6 +123,16 @@ func (n *Node) WatchReachability(changed func()) (stop func()) {
 		defer n.reach.mu.Unlock()
 		delete(n.reach.watchers, key)
 	}
+}
+
+// publicAddrs are the public addresses of this peer, whether or not others reach it there: those it listens on, and those that others have
+// seen it at.
+func (n *Node) publicAddrs() []ma.Multiaddr {
+	all, ok := n.host.(interface{ AllAddrs() []ma.Multiaddr })
+	if !ok {
+		return nil
+	}
+	return punch.PublicOnly(all.AllAddrs())
 }
 
 // startReachability follows the library's findings, and makes ready to keep relays if the configuration asks for them.
