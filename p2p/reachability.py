@@ -37,8 +37,9 @@ class Reachability:
     #: advertised addresses; each "public" or "private" as found by peers that dialled it, "relayed", "unknown", or
     #: "local" for one that only this machine or network can use
     addresses: Mapping[Multiaddr, str]
-    #: connected peers: directly, and only through a relay
+    #: connected peers: directly, those of them by a hole punched through both routers, and only through a relay
     direct_peers: int
+    punched_peers: int
     relayed_peers: int
 
 
@@ -52,5 +53,6 @@ def parse_reachability(answer: Mapping[str, Any]) -> Reachability:
         ),
         addresses={Multiaddr(each["addr"]): each["state"] for each in answer["addrs"]},
         direct_peers=answer["peers"]["direct"],
+        punched_peers=answer["peers"]["punched"],
         relayed_peers=answer["peers"]["relayed"],
     )

@@ -28,9 +28,10 @@ type addrAnswer struct {
 	State string `json:"state"`
 }
 
-// peersAnswer counts connected peers.
+// peersAnswer counts connected peers: directly, those of them by a hole punch, and through a relay.
 type peersAnswer struct {
 	Direct  int `json:"direct"`
+	Punched int `json:"punched"`
 	Relayed int `json:"relayed"`
 }
 
@@ -45,6 +46,9 @@ func (srv *Server) reachability() *reachabilityAnswer {
 		answer.Addrs = append(answer.Addrs, addrAnswer{one.Addr.String(), one.State})
 	}
 	for _, one := range srv.network.Peers() {
+		if one.Punched {
+			answer.Peers.Punched++
+		}
 		if one.Relayed {
 			answer.Peers.Relayed++
 		} else {

@@ -42,6 +42,7 @@ type peerAnswer struct {
 type connectedAnswer struct {
 	peerAnswer
 	Relayed   bool   `json:"relayed"`
+	Punched   bool   `json:"punched"`
 	Transport string `json:"transport"`
 }
 
@@ -115,7 +116,7 @@ func (c *conn) fast(req *request) (any, error) {
 		connected := srv.network.Peers()
 		peers := make([]connectedAnswer, 0, len(connected))
 		for _, one := range connected {
-			peers = append(peers, connectedAnswer{peerText(one.AddrInfo), one.Relayed, one.Transport})
+			peers = append(peers, connectedAnswer{peerText(one.AddrInfo), one.Relayed, one.Punched, one.Transport})
 		}
 		return map[string]any{"peers": peers}, nil
 	case "reachability":

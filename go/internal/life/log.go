@@ -1,6 +1,7 @@
 package life
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -78,7 +79,7 @@ func (w *LogWriter) run(out io.Writer) {
 func SetUpLogs(out *LogWriter, level slog.Level) *slog.Logger {
 	_ = os.Setenv("QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING", "1") // not a fault that a user can be asked to mend
 	handler := slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level})
-	gologshim.SetDefaultHandler(handler)
+	gologshim.SetDefaultHandler(libraryHandler{handler})
 	log := slog.New(handler).With("logger", "p2pd")
 	slog.SetDefault(log)
 
@@ -92,6 +93,27 @@ func SetUpLogs(out *LogWriter, level slog.Level) *slog.Logger {
 	// A peer that is alone, as the first of a swarm is, cannot refresh its routing table: no reason for a warning.
 	_ = golog.SetLogLevel("dht/RtRefreshManager", "error")
 	return log
+}
+
+// libraryHandler hides warnings of go-libp2p that say nothing to a user: that a peer has left while it was asked who it is.
+type libraryHandler struct{ slog.Handler }
+
+// WithAttrs implements slog.Handler; a logger of the library gives its name so.
+func (h libraryHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	named := h.Handler.WithAttrs(attrs)
+	for _, attr := range attrs {
+		if attr.Key == "logger" && attr.Value.String() == "net/identify" && !h.Enabled(context.Background(), slog.LevelDebug) {
+			return errorsOnly{named}
+		}
+	}
+	return named
+}
+
+type errorsOnly struct{ slog.Handler }
+
+// Enabled implements slog.Handler.
+func (h errorsOnly) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= slog.LevelError
 }
 
 func zapLevel(level slog.Level) zapcore.Level {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,13 +38,7 @@ func (n *Node) bootstrap(ctx context.Context, cfg *config.Config, peers []peer.A
 			return fmt.Errorf("kademlia routing: %w", err)
 		}
 	}
-	if len(peers) > 0 {
-		n.background.Add(1)
-		go func() {
-			defer n.background.Done()
-			n.keepJoined(cfg, peers)
-		}()
-	}
+	n.background.Go(func() { n.keepJoined(cfg, peers) })
 	return nil
 }
 
@@ -78,13 +73,14 @@ func (n *Node) join(ctx context.Context, peers []peer.AddrInfo) error {
 	return errors.New("failed to connect to bootstrap peers: " + strings.Join(texts, "; "))
 }
 
-// keepJoined dials the bootstrap peers again whenever this peer has no connection at all.
+// keepJoined dials the bootstrap peers, and others that this peer has known, whenever it has no connection at all.
 func (n *Node) keepJoined(cfg *config.Config, peers []peer.AddrInfo) {
 	pause := rejoinFirst
 	for {
 		select {
 		case <-n.ctx.Done():
 			return
+		case <-n.alone:
 		case <-time.After(pause):
 		}
 		if len(n.host.Network().Peers()) > 0 {
@@ -92,7 +88,7 @@ func (n *Node) keepJoined(cfg *config.Config, peers []peer.AddrInfo) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(n.ctx, cfg.BootstrapTimeout.Duration())
-		err := n.join(ctx, peers)
+		err := n.join(ctx, slices.Concat(n.acquaintances(), peers))
 		cancel()
 		if err == nil && n.routing != nil {
 			n.routing.RefreshRoutingTable()
@@ -101,6 +97,29 @@ func (n *Node) keepJoined(cfg *config.Config, peers []peer.AddrInfo) {
 		}
 		pause = min(2*pause, rejoinMost)
 		n.log.Debug("still alone", "error", err)
+	}
+}
+
+// acquaintancesMost of the peers known from before are dialled to join again.
+const acquaintancesMost = 16
+
+// acquaintances are some peers whose addresses are still remembered: those to join through first may be gone for good.
+func (n *Node) acquaintances() []peer.AddrInfo {
+	store := n.host.Peerstore()
+	var known []peer.AddrInfo
+	for _, id := range store.PeersWithAddrs() {
+		if id != n.ID() && len(known) < acquaintancesMost {
+			known = append(known, store.PeerInfo(id))
+		}
+	}
+	return known
+}
+
+// pokeJoin has keepJoined look again now.
+func (n *Node) pokeJoin() {
+	select {
+	case n.alone <- struct{}{}:
+	default:
 	}
 }
 

@@ -38,6 +38,9 @@ const (
 	maxWindow     = 4 << 20
 )
 
+// keepAlive is between questions whether the other side is still there; it has 10 s to answer.
+const keepAlive = 10 * time.Second
+
 // Connections are trimmed to lowWater when there are more than highWater, none younger than the grace period.
 const (
 	lowWater    = 256
@@ -109,6 +112,7 @@ func muxer() *yamux.Transport {
 	settings := *yamux.DefaultTransport.Config()
 	settings.InitialStreamWindowSize = initialWindow
 	settings.MaxStreamWindowSize = maxWindow
+	settings.KeepAliveInterval = keepAlive
 	return (*yamux.Transport)(&settings)
 }
 

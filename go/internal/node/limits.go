@@ -115,8 +115,11 @@ func newRelayService(h host.Host, cfg *config.Config) (*relay.Relay, error) {
 	return service, nil
 }
 
-func connRateLimiter() *rate.Limiter {
-	limit := rate.Limit{RPS: connRatePerIP, Burst: connBurstPerIP}
+func connRateLimiter() *rate.Limiter { return rateLimiter(connRatePerIP, connBurstPerIP) }
+
+// rateLimiter admits so many a second, and so many at once, from one address or household; all from this machine.
+func rateLimiter(perSecond float64, burst int) *rate.Limiter {
+	limit := rate.Limit{RPS: perSecond, Burst: burst}
 	return &rate.Limiter{
 		NetworkPrefixLimits: []rate.PrefixLimit{
 			{Prefix: netip.MustParsePrefix("127.0.0.0/8")},

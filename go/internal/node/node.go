@@ -44,6 +44,8 @@ type Node struct {
 	relays  *relays        // nil if this peer is not to be reached through relays
 	service *circuit.Relay // nil if this peer does not relay for others
 	puncher *punch.Puncher // nil if relayed connections stay so
+	pushes  *pushes
+	alone   chan struct{} // wakes keepJoined
 
 	background sync.WaitGroup // the bootstrap loop, and those of relays and reachability
 	ctx        context.Context
@@ -61,7 +63,7 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, erro
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{host: h, routed: h, log: log, traffic: counter}
+	n := &Node{host: h, routed: h, log: log, traffic: counter, alone: make(chan struct{}, 1)}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	if err := n.start(ctx, cfg); err != nil {
 		n.Close()
@@ -81,8 +83,11 @@ func (n *Node) start(ctx context.Context, cfg *config.Config) error {
 	if err := n.startReachability(cfg); err != nil {
 		return err
 	}
+	if n.pushes, err = takePushes(n.host, n.log); err != nil {
+		return fmt.Errorf("identify: %w", err)
+	}
 	if cfg.AutoNAT && cfg.Relay && !cfg.NoListen {
-		n.puncher = punch.New(n.host, n.publicAddrs, n.log)
+		n.puncher = punch.New(n.host, n.directAddrs, n.log)
 	}
 	if cfg.RelayService {
 		if n.service, err = newRelayService(n.host, cfg); err != nil {
@@ -105,6 +110,9 @@ func (n *Node) Close() {
 	n.background.Wait()
 	if n.puncher != nil {
 		n.puncher.Close()
+	}
+	if n.pushes != nil {
+		n.pushes.close()
 	}
 	if n.service != nil {
 		_ = n.service.Close() // it has no error to return
@@ -161,6 +169,7 @@ func (n *Node) Disconnect(p peer.ID) error { return n.host.Network().ClosePeer(p
 type ConnectedPeer struct {
 	peer.AddrInfo
 	Relayed   bool   // every connection goes through a relay
+	Punched   bool   // the direct connection came of a hole punch
 	Transport string // of the connection that calls use: "tcp", "quic" or another; of the relay's if it is relayed
 }
 
@@ -183,6 +192,7 @@ func (n *Node) Peers() []ConnectedPeer {
 			one.Transport = transportOf(addr)
 		}
 		one.Relayed = one.Relayed && isRelayed(addr)
+		one.Punched = one.Punched || n.puncher != nil && n.puncher.Punched(conn)
 	}
 	return peers
 }

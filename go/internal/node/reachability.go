@@ -17,7 +17,6 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"hivemind/p2pd/internal/config"
-	"hivemind/p2pd/internal/punch"
 )
 
 func init() {
@@ -125,14 +124,14 @@ func (n *Node) WatchReachability(changed func()) (stop func()) {
 	}
 }
 
-// publicAddrs are the public addresses of this peer, whether or not others reach it there: those it listens on, and those that others have
-// seen it at.
-func (n *Node) publicAddrs() []ma.Multiaddr {
-	all, ok := n.host.(interface{ AllAddrs() []ma.Multiaddr })
+// directAddrs are the addresses of this peer without those by way of relays, whether or not others reach it there: those it listens on, and
+// those that others have seen it at.
+func (n *Node) directAddrs() []ma.Multiaddr {
+	host, ok := n.host.(interface{ AllAddrs() []ma.Multiaddr })
 	if !ok {
 		return nil
 	}
-	return punch.PublicOnly(all.AllAddrs())
+	return host.AllAddrs()
 }
 
 // startReachability follows the library's findings, and makes ready to keep relays if the configuration asks for them.
@@ -143,7 +142,7 @@ func (n *Node) startReachability(cfg *config.Config) error {
 		if err != nil {
 			return fmt.Errorf("trusted_relays: %w", err)
 		}
-		if n.relays, err = newRelays(n.host, trusted, n.reach.isPublic, n.log); err != nil {
+		if n.relays, err = newRelays(n.host, trusted, n.reach.isPublic, n.somePeers, n.log); err != nil {
 			return fmt.Errorf("relays: %w", err)
 		}
 	}
@@ -179,9 +178,14 @@ func (n *Node) follow(what any) {
 		n.reach.mu.Lock()
 		n.reach.reachable, n.reach.unreachable, n.reach.unknown = finding.Reachable, finding.Unreachable, finding.Unknown
 		n.reach.mu.Unlock()
+	case event.EvtLocalAddressesUpdated:
+		n.dropStranded()
 	case event.EvtPeerConnectednessChanged:
 		if n.relays != nil && finding.Connectedness == network.NotConnected {
 			n.relays.lost(finding.Peer)
+		}
+		if finding.Connectedness == network.NotConnected && len(n.host.Network().Peers()) == 0 {
+			n.pokeJoin()
 		}
 		return
 	case event.EvtPeerIdentificationCompleted, event.EvtPeerProtocolsUpdated: // it may offer to relay

@@ -27,6 +27,9 @@ const (
 	relayPause = 10 * time.Second
 	// renewAfter is well below the hour that relays usually grant: it also mends a reservation that a relay has forgotten.
 	renewAfter = 2 * time.Minute
+	// walkPause is between searches of the swarm for relays, walkTime bounds one.
+	walkPause = 30 * time.Second
+	walkTime  = 10 * time.Second
 	// relayAddrsMost bounds what one relay may make this peer advertise.
 	relayAddrsMost = 8
 	// relayTag protects the connections to relays from being trimmed.
@@ -41,6 +44,8 @@ type relays struct {
 	trusted []peer.AddrInfo
 	log     *slog.Logger
 	public  func() bool // whether peers reach this one directly: no relay is needed
+	// explore finds some peers of the swarm, connected or not
+	explore func(context.Context) []peer.AddrInfo
 	emitter event.Emitter
 	wake    chan struct{}
 
@@ -48,6 +53,7 @@ type relays struct {
 	held    map[peer.ID]*reservation // mu
 	refused map[peer.ID]time.Time    // mu: when
 	shown   []ma.Multiaddr           // the loop's: what the host was told last
+	walked  time.Time                // the loop's: when peers were last looked for in the routing
 }
 
 // reservation is one relay's word to take calls for this peer.
@@ -63,13 +69,15 @@ type RelayLimit struct {
 	Data     uint64 // bytes each way
 }
 
-func newRelays(h host.Host, trusted []peer.AddrInfo, public func() bool, log *slog.Logger) (*relays, error) {
+func newRelays(
+	h host.Host, trusted []peer.AddrInfo, public func() bool, explore func(context.Context) []peer.AddrInfo, log *slog.Logger,
+) (*relays, error) {
 	emitter, err := h.EventBus().Emitter(new(event.EvtAutoRelayAddrsUpdated), eventbus.Stateful)
 	if err != nil {
 		return nil, err
 	}
 	return &relays{
-		host: h, trusted: trusted, public: public, log: log, emitter: emitter, wake: make(chan struct{}, 1),
+		host: h, trusted: trusted, public: public, explore: explore, log: log, emitter: emitter, wake: make(chan struct{}, 1),
 		held: make(map[peer.ID]*reservation), refused: make(map[peer.ID]time.Time),
 	}, nil
 }
@@ -151,6 +159,29 @@ func (r *relays) keep(ctx context.Context) {
 		}
 		r.show() // before the next one is asked
 	}
+	if time.Since(r.walked) >= walkPause {
+		r.walked = time.Now()
+		r.walk(ctx)
+	}
+}
+
+// walk connects to peers that the routing knows; who is connected and offers to relay is a candidate.
+func (r *relays) walk(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, walkTime)
+	defer cancel()
+	var dials sync.WaitGroup
+	for _, info := range r.explore(ctx) {
+		if r.host.Network().Connectedness(info.ID) == network.Connected {
+			continue
+		}
+		dials.Go(func() {
+			// not through a relay, which would not make that peer one
+			if err := r.host.Connect(network.WithForceDirectDial(ctx, "looking for relays"), info); err != nil {
+				r.log.Debug("no relay", "peer", info.ID, "error", err)
+			}
+		})
+	}
+	dials.Wait()
 }
 
 func (r *relays) due() []peer.ID {

@@ -2,10 +2,13 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"time"
 
 	dht "github.com/libp2p/go-libp2p-kad-dht"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/core/routing"
@@ -49,6 +52,15 @@ func (r *boundedRouting) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo
 	return info, err
 }
 
+// relayingHost opens streams through relays too. Without leave for that, a stream waits for a direct connection until its time is over, and so
+// does every search that asks a peer behind a NAT.
+type relayingHost struct{ host.Host }
+
+// NewStream implements host.Host.
+func (h relayingHost) NewStream(ctx context.Context, p peer.ID, names ...protocol.ID) (network.Stream, error) {
+	return h.Host.NewStream(allowRelayed(ctx), p, names...)
+}
+
 func (n *Node) startRouting(cfg *config.Config, peers []peer.AddrInfo) error {
 	var mode dht.ModeOpt
 	switch cfg.DHTMode {
@@ -62,7 +74,7 @@ func (n *Node) startRouting(cfg *config.Config, peers []peer.AddrInfo) error {
 		mode = dht.ModeAuto
 	}
 	// Defaults otherwise: k = 20, alpha = 10, resiliency 3, no filter of addresses.
-	kad, err := dht.New(n.host, dht.Mode(mode), dht.BootstrapPeers(peers...))
+	kad, err := dht.New(relayingHost{n.host}, dht.Mode(mode), dht.BootstrapPeers(peers...))
 	if err != nil {
 		return fmt.Errorf("kademlia routing: %w", err)
 	}
@@ -117,4 +129,22 @@ func (n *Node) awaitRouting(ctx context.Context, p peer.ID) {
 		case <-ticker.C:
 		}
 	}
+}
+
+// somePeers are peers of the swarm near a random place of the routing's key space.
+func (n *Node) somePeers(ctx context.Context) []peer.AddrInfo {
+	if n.routing == nil {
+		return nil
+	}
+	ids, err := n.routing.GetClosestPeers(ctx, rand.Text())
+	if err != nil {
+		n.log.Debug("exploring the swarm", "error", err)
+	}
+	var found []peer.AddrInfo
+	for _, id := range ids {
+		if info := n.host.Peerstore().PeerInfo(id); len(info.Addrs) > 0 {
+			found = append(found, info)
+		}
+	}
+	return found
 }

@@ -121,9 +121,3 @@ func readConnect(reader pbio.Reader) ([]ma.Multiaddr, error) {
 	}
 	return addrs, nil
 }
-
-// IsRelayed tells whether an address goes through a relay.
-func IsRelayed(addr ma.Multiaddr) bool {
-	_, err := addr.ValueForProtocol(ma.P_CIRCUIT)
-	return err == nil
-}

@@ -58,7 +58,7 @@ type Puncher struct {
 
 // New begins to upgrade the relayed connections of h.
 //
-// addrs gives the addresses at which this host can be reached from outside, or could be if its router let it.
+// addrs gives the direct addresses of this host: those it listens on, and those at which others have seen it.
 func New(h host.Host, addrs func() []ma.Multiaddr, log *slog.Logger) *Puncher {
 	p := &Puncher{
 		host: h, addrs: addrs, log: log, active: make(map[peer.ID]chan struct{}), punched: make(map[string]struct{}),
@@ -226,7 +226,8 @@ func (p *Puncher) attempt(way network.Conn, number int) error {
 	if err != nil {
 		return fmt.Errorf("asking: %w", err)
 	}
-	found, err := initiate(stream, p.addrs())
+	own := offered(p.addrs())
+	found, err := initiate(stream, own)
 	if err != nil {
 		_ = stream.Reset()
 		return fmt.Errorf("asking: %w", err)
@@ -237,7 +238,8 @@ func (p *Puncher) attempt(way network.Conn, number int) error {
 	}
 	// Releases of the library before 0.41 have the roles the other way round; and where one of the two routers lets everything in, the packet
 	// of the other side meets a listener, which is a server.
-	return p.dial(remote, found.addrs, number == attemptsOfSeries-1)
+	isClient := number == attemptsOfSeries-1
+	return p.dial(remote, targets(own, found.addrs, isClient), isClient)
 }
 
 // seemsPublic: a peer that others cannot connect to advertises its relays.
@@ -259,8 +261,9 @@ func (p *Puncher) answer(stream network.Stream) {
 		err = p.awaitAddrs()
 	}
 	var found plan
+	own := offered(p.addrs())
 	if err == nil {
-		found, err = respond(stream, p.addrs())
+		found, err = respond(stream, own)
 	}
 	if err != nil {
 		_ = stream.Reset()
@@ -268,7 +271,7 @@ func (p *Puncher) answer(stream network.Stream) {
 		return
 	}
 	_ = stream.Close()
-	if err := p.dial(conn.RemotePeer(), found.addrs, true); err != nil {
+	if err := p.dial(conn.RemotePeer(), targets(own, found.addrs, true), true); err != nil {
 		p.log.Debug("no hole punched", "peer", conn.RemotePeer(), "error", err)
 	}
 }
@@ -299,7 +302,7 @@ func (p *Puncher) dial(remote peer.ID, addrs []ma.Multiaddr, isClient bool) erro
 
 // awaitAddrs waits until others could be told where to send to.
 func (p *Puncher) awaitAddrs() error {
-	for begun := time.Now(); len(p.addrs()) == 0; {
+	for begun := time.Now(); !slices.ContainsFunc(p.addrs(), manet.IsPublicAddr); {
 		if time.Since(begun) > addrsPatience {
 			return fmt.Errorf("this peer knows of %w", errNoAddrs)
 		}
@@ -330,11 +333,4 @@ func (p *Puncher) sleep(pause time.Duration) bool {
 	case <-time.After(pause):
 		return true
 	}
-}
-
-// PublicOnly are the addresses that routers between networks forward.
-func PublicOnly(addrs []ma.Multiaddr) []ma.Multiaddr {
-	return slices.DeleteFunc(slices.Clone(addrs), func(addr ma.Multiaddr) bool {
-		return IsRelayed(addr) || !manet.IsPublicAddr(addr)
-	})
 }
