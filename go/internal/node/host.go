@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/pnet"
 	"github.com/libp2p/go-libp2p/core/transport"
+	"github.com/libp2p/go-libp2p/p2p/host/peerstore/pstoremem"
 	basicconnmgr "github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
@@ -61,8 +62,13 @@ func newHost(cfg *config.Config, key crypto.PrivKey, counter *traffic) (host.Hos
 	if err != nil {
 		return nil, fmt.Errorf("connection manager: %w", err)
 	}
+	store, err := pstoremem.NewPeerstore(pstoremem.WithMaxProtocols(pushProtocols))
+	if err != nil {
+		return nil, fmt.Errorf("peerstore: %w", err)
+	}
 	options := []libp2p.Option{
 		libp2p.Identity(key),
+		libp2p.Peerstore(store),
 		libp2p.UserAgent(UserAgent),
 		libp2p.ResourceManager(limits),
 		libp2p.ConnectionManager(manager),
@@ -79,6 +85,7 @@ func newHost(cfg *config.Config, key crypto.PrivKey, counter *traffic) (host.Hos
 	options = append(options, traversalOptions(cfg)...)
 	h, err := libp2p.New(options...)
 	if err != nil {
+		_ = store.Close() // it has no error to return
 		return nil, fmt.Errorf("%w: %w", ErrListen, err)
 	}
 	return h, nil

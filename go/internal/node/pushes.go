@@ -29,7 +29,7 @@ const (
 	pushBytes     = 8 << 10 // of one part
 	pushParts     = 10
 	pushAddrs     = 500
-	pushProtocols = 1024
+	pushProtocols = 1024 // of the store too, whose default, 128, a server of experts would pass
 )
 
 // Pushes from one address a second, and at once: three of each peer that may be behind one router (see connBurstPerIP).
