@@ -36,6 +36,7 @@ Old names of hivemind 1.1 keep their place in the tree.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 
 __all__ = [
@@ -112,12 +113,14 @@ class DaemonStartError(P2PDaemonError):
 
     :param reason: what failed, in the daemon's words
     :param hint: what to do about it; may be empty
+    :param kind: the daemon's name for what failed, as "listen" (docs/control-protocol.md); "" if it has told none
     """
 
-    def __init__(self, reason: str, hint: str = "") -> None:
-        super().__init__(reason, hint)
+    def __init__(self, reason: str, hint: str = "", kind: str = "") -> None:
+        super().__init__(reason, hint, kind)
         self.reason = reason
         self.hint = hint
+        self.kind = kind
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.hint})" if self.hint else self.reason
@@ -139,20 +142,35 @@ class BootstrapError(P2PDaemonError, RuntimeError):
 
 
 class DaemonDied(P2PDaemonError):
-    """The daemon ended while it was needed.
+    """The daemon ended while it was needed. Calls that were under way may have reached their peers.
 
     :param exit_code: its exit code, negative for a signal; None where it is not known
-    :param log_tail: its last log lines
+    :param log_tail: its last log lines; after a crash its message
+    :param note: what follows from it, in words
     """
 
-    def __init__(self, exit_code: int | None, log_tail: str = "") -> None:
-        super().__init__(exit_code, log_tail)
+    def __init__(self, exit_code: int | None, log_tail: str = "", note: str = "") -> None:
+        super().__init__(exit_code, log_tail, note)
         self.exit_code = exit_code
         self.log_tail = log_tail
+        self.note = note
+
+    @property
+    def summary(self) -> str:
+        """One line, without the log."""
+        how = "" if self.exit_code is None else f" (exit code {self.exit_code}{_signal_name(self.exit_code)})"
+        return f"the p2p daemon has died{how}" + (f"; {self.note}" if self.note else "")
 
     def __str__(self) -> str:
-        text = f"the p2p daemon has died (exit code {self.exit_code})"
-        return f"{text}; its last log lines:\n{self.log_tail}" if self.log_tail else text
+        return f"{self.summary}; its last log lines:\n{self.log_tail}" if self.log_tail else self.summary
+
+
+def _signal_name(exit_code: int) -> str:
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        return ""
+    return f", {name}: perhaps out of memory" if name == "SIGKILL" else f", {name}"
 
 
 class ControlFailure(P2PDaemonError):

@@ -92,6 +92,8 @@ class DHTNode:
         node_options, p2p_part = split_node_options(options, shared=p2p is not None, where="DHTNode")
         owned: P2P | None = None
         if p2p is None:
+            # a node is there for others, who know it by its peer id
+            p2p_part.setdefault("restart", True)
             if node_options.client_mode:
                 p2p_part.setdefault("dht_mode", "client")
             p2p = owned = await P2P.create(initial_peers=peers, **p2p_part)

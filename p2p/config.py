@@ -28,6 +28,7 @@ _FLAGS = (
     "relay_service",
     "use_ipfs",
     "no_listen",
+    "restart",
 )
 
 
@@ -78,6 +79,8 @@ class P2PConfig:
     use_ipfs: bool = False
     #: bytes of one unary message with its envelope. Peers of hivemind 1.1 refuse more than the default
     persistent_conn_max_msg_size: int = DEFAULT_MAX_MSG_SIZE
+    #: start the daemon again if it dies: the same peer, on the same ports where they are free, with the same handlers
+    restart: bool = False
     #: do not listen: a node that only calls
     no_listen: bool = False
     #: gone from hivemind already; accepted with a warning

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from hivemind.aio import TaskScope, with_deadline
@@ -49,14 +49,18 @@ class ControlClient(asyncio.BufferedProtocol):
     """One connection to the daemon. Owned by one loop.
 
     :param on_lost: called once when the connection is gone; it must see to it that `fail` is called
+    :param on_event: called with each event
     """
 
-    def __init__(self, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self, on_lost: Callable[[], None], on_event: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> None:
         self.window = WINDOW
         self.max_message = MAX_STREAM_MESSAGE
         self.max_unary = DEFAULT_MAX_MSG_SIZE
         self.peer_id: PeerID | None = None
         self._on_lost = on_lost
+        self._on_event = on_event
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._vectored = False
@@ -163,7 +167,7 @@ class ControlClient(asyncio.BufferedProtocol):
         elif kind == FrameType.RESPONSE:
             self._respond(header, payload)
         elif kind == FrameType.EVENT:
-            logger.debug("event: %s", str(payload, "utf-8", "replace"))
+            self._event(payload)
         elif (stream := self._streams.get(header.stream)) is not None:
             if kind == FrameType.WINDOW:
                 stream.on_window(header.aux)
@@ -175,6 +179,15 @@ class ControlClient(asyncio.BufferedProtocol):
                 stream.on_opened()
             else:
                 raise ControlFailure(f"a frame of type {kind}")
+
+    def _event(self, payload: memoryview) -> None:
+        try:
+            content = json.loads(bytes(payload))
+        except ValueError as error:
+            raise ControlFailure("an event that is not JSON") from error
+        logger.debug("event: %s", content)
+        if self._on_event is not None:
+            self._on_event(content)
 
     def _respond(self, header: Header, payload: memoryview) -> None:
         future = self._requests.pop(header.stream, None)
@@ -220,9 +233,12 @@ class ControlClient(asyncio.BufferedProtocol):
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    async def hello(self) -> None:
-        """Greet the daemon and learn its limits; the first thing on a connection."""
-        limits = await self.request("hello", version=VERSION)
+    async def hello(self, *, watch_peers: bool = False) -> None:
+        """Greet the daemon and learn its limits; the first thing on a connection.
+
+        :param watch_peers: have the event ``peers`` too
+        """
+        limits = await self.request("hello", version=VERSION, watch_peers=watch_peers)
         self.window = int(limits["window"])
         self.max_message = int(limits["max_message"])
         self.max_unary = int(limits["max_unary"])

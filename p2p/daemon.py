@@ -1,21 +1,21 @@
-"""The transport that users run: libp2p through the daemon, as its owner or as a guest."""
+"""The transport that users run: libp2p through a daemon, which it starts, and where asked for starts again."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+import re
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from multiaddr import Multiaddr
 
-from hivemind.aio import TaskScope
-from hivemind.clock import Deadline
+from hivemind.clock import Deadline, monotonic
 from hivemind.errors import (
     ConfigError,
-    ControlFailure,
     DaemonDied,
     DaemonStartError,
     DeadlineExceeded,
@@ -27,30 +27,36 @@ from hivemind.identity import PeerID, PeerInfo
 from hivemind.log import get_logger
 from hivemind.p2p.config import P2PConfig
 from hivemind.p2p.control import ControlClient
+from hivemind.p2p.lifeline import Lifeline
 from hivemind.p2p.process import DaemonProcess
 from hivemind.p2p.reachability import Reachability, parse_reachability
+from hivemind.p2p.restarts import Restarts
 from hivemind.p2p.transport import Buffer, Mode, Stream, StreamHandler, UnaryHandler
 
-__all__ = ["ControlTransport", "DaemonTransport", "GuestTransport", "daemon_config"]
+__all__ = ["ControlTransport", "DaemonTransport", "daemon_config"]
 
 logger = get_logger(__name__)
 
 #: Seconds for what a daemon does when it is asked to stop.
 _SHUTDOWN_SECONDS = 0.3
-#: Seconds in which a guest's connection must stand.
-_CONNECT_SECONDS = 5.0
+#: Seconds in which the daemon answers what it knows without asking the network.
+_REQUEST_SECONDS = 10.0
+#: Seconds that a daemon which is started again may wait for peers before it serves; it goes on looking for them then.
+_REJOIN_SECONDS = 3.0
 
 
 class ControlTransport:
-    """What owner and guest have in common: a `transport.Transport` over a control connection."""
+    """What owner and guest have in common: a `transport.Transport` over a control connection.
 
-    def __init__(self) -> None:
-        self._client: ControlClient | None = None
-        self._closed = False
+    :param peer_id: the peer, where it is known before there is a connection; see `Lifeline`
+    """
+
+    def __init__(self, peer_id: PeerID | None = None) -> None:
+        self._line = Lifeline(self._recover, peer_id)
 
     @property
     def peer_id(self) -> PeerID:
-        peer_id = None if self._client is None else self._client.peer_id
+        peer_id = self._line.peer_id
         if peer_id is None:
             raise P2PDaemonError("this peer was not started")
         return peer_id
@@ -60,66 +66,82 @@ class ControlTransport:
         """Where guests connect."""
         raise NotImplementedError
 
+    @property
+    def restarts(self) -> int:
+        """How often the daemon was started again."""
+        return self._line.restarts
+
     async def start(self) -> None:
         raise NotImplementedError
 
     async def call(self, peer: PeerID, name: str, request: Buffer, deadline: Deadline) -> Buffer:
-        return await self._open_client().call(peer, name, request, deadline)
+        client = self._line.now() or await self._line.ready(deadline, f"call of {name} on {peer}")
+        return await client.call(peer, name, request, deadline)
 
     async def open(self, peer: PeerID, name: str, mode: Mode, deadline: Deadline) -> Stream:
         if mode is Mode.UNARY:
             raise ConfigError("mode", mode, "Mode.MESSAGES or Mode.RAW")
-        return await self._open_client().open(peer, name, mode, deadline)
+        client = self._line.now() or await self._line.ready(deadline, f"stream to {name} on {peer}")
+        return await client.open(peer, name, mode, deadline)
 
     async def listen_unary(self, name: str, handler: UnaryHandler, *, balanced: bool = False) -> None:
-        await self._open_client().listen(name, Mode.UNARY, handler, balanced=balanced)
+        await self._line.listen(name, Mode.UNARY, handler, balanced=balanced, deadline=_soon())
 
     async def listen_stream(self, name: str, mode: Mode, handler: StreamHandler, *, balanced: bool = False) -> None:
         if mode is Mode.UNARY:
             raise ConfigError("mode", mode, "Mode.MESSAGES or Mode.RAW")
-        await self._open_client().listen(name, mode, handler, balanced=balanced)
+        await self._line.listen(name, mode, handler, balanced=balanced, deadline=_soon())
 
     async def unlisten(self, name: str) -> None:
-        await self._open_client().unlisten(name)
+        await self._line.unlisten(name, _soon())
 
     async def connect(self, peer: PeerID, addresses: Sequence[Multiaddr], deadline: Deadline) -> None:
-        deadline.check(f"connecting to {peer}")
-        # the daemon's word on a deadline says which addresses it tried, so it comes a moment before the deadline
-        seconds = min(max(deadline.remaining() * 0.95, 0.001), 3600.0)
-        await self._open_client().request(
-            "connect", deadline=deadline, peer=str(peer), addrs=[str(each) for each in addresses], timeout=seconds
-        )
+        what = f"connecting to {peer}"
+        texts = [str(each) for each in addresses]
+
+        async def connect(client: ControlClient) -> None:
+            deadline.check(what)
+            # the daemon's word on a deadline says which addresses it tried, so it comes a moment before the deadline
+            seconds = min(max(deadline.remaining() * 0.95, 0.001), 3600.0)
+            await client.request("connect", deadline=deadline, peer=str(peer), addrs=texts, timeout=seconds)
+
+        await self._line.ask(connect, deadline, what)
 
     async def disconnect(self, peer: PeerID) -> None:
-        await self._open_client().request("disconnect", peer=str(peer))
+        await self._request("disconnect", peer=str(peer))
 
     async def peers(self) -> list[PeerInfo]:
-        found = await self._open_client().request("peers")
+        found = await self._request("peers")
         return [
             PeerInfo(PeerID.from_base58(each["id"]), tuple(Multiaddr(text) for text in each["addrs"] or ()))
             for each in found["peers"] or ()
         ]
 
     async def addresses(self) -> list[Multiaddr]:
-        found = await self._open_client().request("addrs")
+        found = await self._request("addrs")
         return [Multiaddr(text) for text in found["addrs"] or ()]
 
     async def reachability(self) -> Reachability:
         """What the daemon knows of the ways to this peer."""
-        return parse_reachability(await self._open_client().request("reachability"))
+        return parse_reachability(await self._request("reachability"))
 
     async def stats(self) -> dict[str, int]:
-        return await self._open_client().request("stats")
+        return await self._request("stats")
 
     async def close(self) -> None:
         raise NotImplementedError
 
-    def _open_client(self) -> ControlClient:
-        if self._closed:
-            raise P2PDaemonError("this peer was shut down")
-        if self._client is None:
-            raise P2PDaemonError("this peer was not started")
-        return self._client
+    async def _recover(self, client: ControlClient | None) -> None:
+        """See `Lifeline`."""
+        raise NotImplementedError
+
+    async def _request(self, op: str, **content: object) -> dict[str, Any]:
+        deadline = _soon()
+        return await self._line.ask(lambda client: client.request(op, deadline=deadline, **content), deadline, op)
+
+
+def _soon() -> Deadline:
+    return Deadline.after(_REQUEST_SECONDS)
 
 
 class DaemonTransport(ControlTransport):
@@ -132,58 +154,121 @@ class DaemonTransport(ControlTransport):
     def __init__(self, config: P2PConfig, *, ephemeral: bool = False) -> None:
         super().__init__()
         self._config = config
-        self.process = DaemonProcess(daemon_config(config, ephemeral=ephemeral))
-        self._burial = TaskScope("burial of the p2p daemon")
+        content = daemon_config(config, ephemeral=ephemeral)
+        if not content["identity_path"]:
+            # a daemon that takes the place of another is the same peer
+            content["identity_seed"] = secrets.token_hex(32)
+        self.process = DaemonProcess(content)
+        self._restarts = Restarts()
+        # of the daemon that ran last: what it listened on, the peers that it was connected with
+        self._listened: list[str] = []
+        self._known: list[str] = []
 
     @property
     def control_path(self) -> Path:
         return self.process.control_path
 
     async def start(self) -> None:
-        deadline = Deadline.after(self._config.startup_timeout)
-        _, sock = await self.process.start(deadline)
+        self._line.begin()
         try:
-            client = ControlClient(self._lost)
-            await asyncio.get_running_loop().create_unix_connection(lambda: client, sock=sock)
-            self._client = client
-            await client.hello()
-        except (ControlFailure, DeadlineExceeded, OSError) as error:
-            await self._abandon()
-            raise DaemonStartError(f"the daemon does not answer: {error}", self.process.log_tail) from error
+            await self._launch({})
         except BaseException:
-            await self._abandon()
+            self._line.closed = True
+            self.process.stop_now()
             raise
+        finally:
+            self._line.end()
 
-    async def _abandon(self) -> None:
-        self._closed = True
-        self.process.stop_now()
-        if self._client is not None:
-            self._client.abort(ControlFailure("the daemon did not start"))
-        await self._burial.close()
+    async def _launch(self, changes: Mapping[str, Any]) -> None:
+        """Start a daemon and connect to it.
 
-    def _lost(self) -> None:
-        if not self._closed:
-            self._burial.start(self._bury())
+        :raises DaemonStartError: if it does not start; nothing of it is left
+        """
+        ready, sock = await self.process.start(Deadline.after(self._config.startup_timeout), changes)
+        loop = asyncio.get_running_loop()
+        try:
+            await self._line.attach(
+                lambda client: loop.create_unix_connection(lambda: client, sock=sock),
+                on_event=self._on_event if self._config.restart else None,
+            )
+        except (P2PDaemonError, DeadlineExceeded, OSError) as error:
+            code = await self.process.bury()
+            ended = "" if code is None else f", it has ended with exit code {code}"
+            raise DaemonStartError(f"the daemon does not answer{ended}: {error}", self.process.log_tail) from error
+        except BaseException:
+            self.process.kill()
+            raise
+        self._listened = [str(each) for each in ready.get("listen") or ()]
 
-    async def _bury(self) -> None:
+    def _on_event(self, event: Mapping[str, Any]) -> None:
+        if event.get("event") == "peers" and event["peers"]:
+            self._known = [f"{address}/p2p/{peer['id']}" for peer in event["peers"] for address in peer["addrs"] or ()]
+
+    async def _recover(self, client: ControlClient | None) -> None:
+        assert client is not None
         code = await self.process.bury()
-        error = DaemonDied(code, self.process.log_tail)
-        logger.error("%s", str(error).partition("\n")[0])
-        if self._client is not None:
-            self._client.fail(error)
+        dropped = self.process.disposed
+        restart = self._config.restart and not dropped
+        error = DaemonDied(code, self.process.log_tail, "it is being restarted" if restart else "")
+        client.fail(error)
+        if not restart:
+            if not dropped:
+                logger.error("%s", error.summary)
+            self.process.stop_now()
+            raise error
+        await self._restart(error)
+        logger.info("the p2p daemon runs again, as %s", self.peer_id)
+
+    async def _restart(self, error: P2PDaemonError) -> None:
+        """
+        :raises DaemonDied: if it is given up
+        """
+        again = self._as_before()
+        while (pause := self._restarts.died(monotonic())) is not None:
+            when = f"restart {self._restarts.recent} in {pause:.1f} s"
+            if isinstance(error, DaemonDied):
+                logger.warning("%s", DaemonDied(error.exit_code, error.log_tail, when))
+            else:
+                logger.warning("the p2p daemon does not start again; %s: %s", when, error)
+            await asyncio.sleep(pause)
+            try:
+                await self._launch(again)
+            except DaemonStartError as failure:
+                error = failure
+                if failure.kind == "listen" and again["listen"]:
+                    logger.warning("the restarted p2p daemon listens on free ports: %s", failure)
+                    again = {**again, "listen": _on_free_ports(again["listen"])}
+            else:
+                return
+        code, tail = (error.exit_code, error.log_tail) if isinstance(error, DaemonDied) else (None, str(error))
+        limits = f"{self._restarts.most} restarts within {self._restarts.window:.0f} s"
+        final = DaemonDied(code, tail, f"it is given up after {limits}")
+        logger.error("%s", final)
+        self.process.stop_now()
+        raise final
+
+    def _as_before(self) -> dict[str, Any]:
+        """Changes to the configuration for a daemon that takes the place of one that has died: on the same ports, and
+        in touch with the same peers; it does not matter whether they answer at once."""
+        initial = (str(each) for each in self._config.initial_peers or ())
+        return {
+            "listen": self._listened,
+            "bootstrap": list(dict.fromkeys((*initial, *self._known))),
+            "bootstrap_timeout": min(_REJOIN_SECONDS, 0.9 * self._config.startup_timeout),
+            "require_bootstrap": False,
+        }
 
     async def close(self) -> None:
-        if self._closed:
+        if self._line.closed:
             return
-        self._closed = True
-        client = self._client
+        client = self._line.client
         try:
+            await self._line.close()
             if client is not None:
                 await client.close_handlers()
                 with contextlib.suppress(HivemindError):
                     await client.request("shutdown", deadline=Deadline.after(_SHUTDOWN_SECONDS))
                 client.abort(StreamReset("this peer was shut down"))
-            await self._burial.close()
             await self.process.stop()
         finally:
             # also where this was cancelled on the way
@@ -192,53 +277,8 @@ class DaemonTransport(ControlTransport):
             self.process.stop_now()
 
 
-class GuestTransport(ControlTransport):
-    """Another client of a daemon that runs.
-
-    :param path: its control socket
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
-
-    @property
-    def control_path(self) -> Path:
-        return self._path
-
-    async def start(self) -> None:
-        client = ControlClient(self._lost)
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                await loop.create_unix_connection(lambda: client, str(self._path))
-        except (OSError, TimeoutError) as error:
-            why = f"{error}; it may have been shut down"
-            raise ControlFailure(f"no p2p daemon answers at {self._path}: {why}") from error
-        self._client = client
-        try:
-            await client.hello()
-        except BaseException:
-            await self.close()
-            raise
-
-    def _lost(self) -> None:
-        if self._client is not None:
-            self._client.fail(DaemonDied(None))
-
-    async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        client = self._client
-        if client is not None:
-            try:
-                # before the handlers end, so that no call comes to a client that is gone
-                with contextlib.suppress(HivemindError):
-                    await client.unlisten_all(Deadline.after(_SHUTDOWN_SECONDS))
-                await client.close_handlers()
-            finally:
-                client.abort(StreamReset("this peer was shut down"))
+def _on_free_ports(listened: Sequence[str]) -> list[str]:
+    return [re.sub(r"/(tcp|udp)/\d+", r"/\1/0", address) for address in listened]
 
 
 def daemon_config(config: P2PConfig, *, ephemeral: bool = False) -> dict[str, Any]:

@@ -40,7 +40,7 @@ async def prepare_identity(config: P2PConfig) -> None:
 
 async def is_identity_taken(peer_id: PeerID, config: P2PConfig) -> bool:
     """Whether a peer of that id can be reached through the initial peers of ``config``; asks under a throw-away id."""
-    probe = DaemonTransport(replace(config, identity_path=None), ephemeral=True)
+    probe = DaemonTransport(replace(config, identity_path=None, restart=False), ephemeral=True)
     await probe.start()
     try:
         await probe.connect(peer_id, (), Deadline.after(min(_LOOKUP_SECONDS, config.startup_timeout)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -21,7 +22,8 @@ from hivemind.identity import PeerID, PeerInfo
 from hivemind.p2p import binary, rpc
 from hivemind.p2p.binary import StreamInfo
 from hivemind.p2p.config import P2PConfig
-from hivemind.p2p.daemon import ControlTransport, DaemonTransport, GuestTransport
+from hivemind.p2p.daemon import ControlTransport, DaemonTransport
+from hivemind.p2p.guest import GuestTransport
 from hivemind.p2p.identity_check import prepare_identity
 from hivemind.p2p.process import DaemonProcess
 from hivemind.p2p.reachability import Reachability
@@ -41,6 +43,10 @@ class P2P:
     Made by `create` (a daemon of its own), `replicate` (another client of a running daemon) or `over` (any transport,
     for instance the in-memory network's). It belongs to the event loop on which it was made; end it by `shutdown` or
     ``async with``.
+
+    It can be given to another process (pickled, with the start methods spawn and forkserver): there it is one more
+    client of the same daemon, of the loop that uses it first, with handlers and an end of its own. In a forked child
+    it raises `RuntimeClosedError`.
     """
 
     END_OF_STREAM: ClassVar[p2pd_pb2.RPCError] = binary.END_OF_STREAM
@@ -52,9 +58,11 @@ class P2P:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._pid = os.getpid()
         # senders of request streams and pumps of raw streams
         self._scope = TaskScope("streams of P2P")
         self._visible: list[Multiaddr] | None = None
+        self._visible_since = 0
         self._open = False
         self._finalizer: weakref.finalize[..., Any] | None = None
 
@@ -98,6 +106,15 @@ class P2P:
         """
         return await cls.over(GuestTransport(Path(str(daemon_listen_maddr.value_for_protocol("unix")))))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """
+        :raises P2PDaemonError: if it was shut down, or has no daemon that another process could reach
+        """
+        if not self._open:
+            raise P2PDaemonError("this peer was shut down: another process cannot share its daemon")
+        path = str(self.daemon_listen_maddr.value_for_protocol("unix"))
+        return _attached, (type(self), path, self.peer_id)
+
     @property
     def daemon_listen_maddr(self) -> Multiaddr:
         """Where other processes of this user reach the daemon: for `replicate`.
@@ -136,8 +153,9 @@ class P2P:
         :param latest: ask anew instead of giving those asked for first
         :raises ValueError: if there are none
         """
-        if self._visible is None or latest:
-            self._visible = await self._transport.addresses()
+        restarts = self._transport.restarts if isinstance(self._transport, ControlTransport) else 0
+        if self._visible is None or latest or self._visible_since != restarts:
+            self._visible, self._visible_since = await self._transport.addresses(), restarts
         if not self._visible:
             raise ConfigError("visible addresses", "none", "a peer that listens (no_listen=False)")
         return list(self._visible)
@@ -306,6 +324,8 @@ class P2P:
 
     async def shutdown(self) -> None:
         """Leave the network: cancel handlers, end calls; ends the daemon if it was made by `create`. Idempotent."""
+        if self._pid != os.getpid():
+            return  # it is the parent's
         self._open = False
         try:
             await end_handlers(self._scope)
@@ -321,3 +341,10 @@ class P2P:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.shutdown()
+
+
+def _attached(kind: type[P2P], path: str, peer_id: PeerID) -> P2P:
+    """A peer in the process that it was given to; it connects when it is first used."""
+    p2p = kind(GuestTransport(Path(path), peer_id))
+    p2p._open = True
+    return p2p

@@ -6,37 +6,24 @@ import asyncio
 import atexit
 import contextlib
 import json
-import logging
 import os
 import secrets
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hivemind.aio import with_deadline
 from hivemind.clock import Deadline, monotonic
 from hivemind.errors import DaemonStartError, DeadlineExceeded
-from hivemind.log import get_logger
+from hivemind.p2p.daemon_log import DaemonLog, PipeLines
 from hivemind.p2p.framing import VERSION
 
 __all__ = ["DaemonProcess", "find_binary"]
 
-logger = get_logger(__name__)
-daemon_logger = get_logger("hivemind.p2pd")
-
-#: Log lines kept for errors.
-_TAIL = 20
-#: Log lines of one level re-emitted in `_LOG_PERIOD` seconds; peers can make the daemon write more.
-_LOG_LINES = 20
-_LOG_PERIOD = 10.0
-#: Bytes of the longest line read from the daemon.
-_LINE_LIMIT = 1024 * 1024
-_READ_BYTES = 64 * 1024
 #: The longest path that a socket can have: 108 bytes on Linux, 104 on macOS, with the zero at the end.
 _SOCKET_PATH_BYTES = 103
 #: Seconds that each step of ending the daemon may take: asking it, SIGTERM, SIGKILL.
@@ -61,84 +48,6 @@ def find_binary() -> Path:
     return path
 
 
-class _Logs:
-    """The daemon's standard error: JSON lines, re-emitted as log records of ``hivemind.p2pd``."""
-
-    def __init__(self) -> None:
-        self.tail: deque[str] = deque(maxlen=_TAIL)
-        # per level: lines in this period, its end, lines held back
-        self._counts: dict[int, tuple[int, float]] = {}
-
-    def take(self, line: str) -> None:
-        """One line, without its end."""
-        self.tail.append(line[:2000])
-        try:
-            entry = json.loads(line)
-            level = logging.getLevelNamesMapping().get(str(entry["level"]).upper(), logging.INFO)
-            name, text = str(entry.pop("logger", "")), str(entry.pop("msg", ""))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            level, name, text, entry = logging.WARNING, "", line, {}
-        if not daemon_logger.isEnabledFor(level) or not self._allow(level):
-            return
-        fields = " ".join(f"{key}={value}" for key, value in entry.items() if key not in ("time", "level"))
-        source, details = f"{name}: " if name else "", f" ({fields[:2000]})" if fields else ""
-        daemon_logger.log(level, "%s%s%s", source, text[:2000], details)
-
-    def _allow(self, level: int) -> bool:
-        now = monotonic()
-        count, end = self._counts.get(level, (0, 0.0))
-        if now >= end:
-            if count > _LOG_LINES:
-                daemon_logger.log(level, "%d more lines of the daemon were left out", count - _LOG_LINES)
-            count, end = 0, now + _LOG_PERIOD
-        self._counts[level] = (count + 1, end)
-        return count < _LOG_LINES
-
-
-class _Lines:
-    """The lines of a pipe's reading end, which it owns."""
-
-    def __init__(self, descriptor: int, take: Callable[[str], None]) -> None:
-        self._descriptor = descriptor
-        self._take = take
-        self._rest = bytearray()
-        self._loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._open = True
-        os.set_blocking(descriptor, False)
-        self._loop.add_reader(descriptor, self._read)
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._descriptor, _READ_BYTES)
-        except BlockingIOError:
-            return
-        if not data:
-            self.close()
-            return
-        self._rest += data
-        *lines, rest = self._rest.split(b"\n")
-        self._rest = bytearray(rest[:_LINE_LIMIT])
-        for line in lines:
-            self._take(line.decode("utf-8", "replace"))
-
-    def close(self) -> None:
-        """Idempotent; on the loop, or when that is closed."""
-        if not self._open:
-            return
-        self._open = False
-        if not self._loop.is_closed():
-            self._loop.remove_reader(self._descriptor)
-            if not self.ended.done():
-                self.ended.set_result(None)
-        os.close(self._descriptor)
-
-    def close_if_forsaken(self) -> None:
-        """From any thread: close it if its loop is closed; else the loop does so when the writer has ended."""
-        if self._loop.is_closed():
-            self.close()
-
-
 def _control_path() -> Path:
     """A new place for the socket: in the folder for temporary files, or in /tmp where that has too long a name."""
     path = Path(f"hivemind-{secrets.token_hex(8)}", "control.sock")
@@ -147,19 +56,22 @@ def _control_path() -> Path:
 
 
 class DaemonProcess:
-    """One child. Used on the loop that started it, except `dispose`.
+    """One child at a time: after its death and burial another can be started. Used on the loop that started it, except
+    `dispose`.
 
-    :param config: of the protocol; ``parent_pid``, ``owner_fd`` and ``control_path`` are filled in here
+    :param config: of the protocol; ``parent_pid``, ``owner_fd`` and what guests need are filled in here
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self._config = config
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = dict(config)
         self._pid = os.getpid()
         self._popen: subprocess.Popen[bytes] | None = None
-        self._pipes: list[_Lines] = []
-        self._logs = _Logs()
+        self._pipes: list[PipeLines] = []
+        self._log = DaemonLog()
         self._first_line: asyncio.Future[str] | None = None
-        # made by the daemon with mode 0700, and removed by it unless it is killed
+        #: whether `dispose` has ended it for good; also read on the loop after another thread has set it
+        self.disposed = False
+        # made by the first daemon with mode 0700, and removed by the one that outlives this process
         self.control_path = _control_path()
         self._folder = self.control_path.parent
 
@@ -175,12 +87,15 @@ class DaemonProcess:
 
     @property
     def log_tail(self) -> str:
-        """Its last log lines."""
-        return "\n".join(self._logs.tail)
+        """Its last log lines; after a crash its message."""
+        return self._log.last_words
 
-    async def start(self, deadline: Deadline) -> tuple[dict[str, Any], socket.socket]:
+    async def start(
+        self, deadline: Deadline, changes: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], socket.socket]:
         """Run the daemon and wait until it is ready.
 
+        :param changes: to the configuration, for this start
         :returns: its ready line and this side of the owner's connection
         :raises DaemonStartError: with the daemon's own words
         """
@@ -188,24 +103,27 @@ class DaemonProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._spawn(binary, theirs)
+                self._spawn(binary, theirs, changes or {})
             return await self._ready(deadline), ours
         except BaseException:
             ours.close()
-            self.stop_now()
+            self.kill()
             raise
 
-    def _spawn(self, binary: Path, theirs: socket.socket) -> None:
+    def _spawn(self, binary: Path, theirs: socket.socket, changes: Mapping[str, Any]) -> None:
         config = {
             **self._config,
+            **changes,
             "parent_pid": os.getpid(),
             "owner_fd": theirs.fileno(),
             "control_path": str(self.control_path),
+            "own_folder": True,
         }
+        self._log.begin()
         out, out_end = os.pipe()
         log, log_end = os.pipe()
         self._first_line = asyncio.get_running_loop().create_future()
-        self._pipes = [_Lines(out, self._take_first), _Lines(log, self._logs.take)]
+        self._pipes = [PipeLines(out, self._take_first), PipeLines(log, self._log.take)]
         try:
             with tempfile.TemporaryFile() as stdin:
                 stdin.write(json.dumps(config).encode())
@@ -226,6 +144,10 @@ class DaemonProcess:
             os.close(out_end)
             os.close(log_end)
         _live.add(self)
+        if self.disposed:
+            # from another thread, which may not have seen this child
+            self.dispose()
+            raise DaemonStartError("its owner has been dropped")
 
     def _take_first(self, line: str) -> None:
         if self._first_line is not None and not self._first_line.done():
@@ -250,7 +172,8 @@ class DaemonProcess:
         except ValueError as error:
             raise DaemonStartError(f"the daemon began with {first.result()[:200]!r}") from error
         if not line.get("ready"):
-            raise DaemonStartError(str(line.get("error", line)), str(line.get("hint", "")))
+            reason, hint, kind = (str(line.get(name, "")) for name in ("error", "hint", "fatal"))
+            raise DaemonStartError(reason or str(line), hint, kind)
         if line.get("version") != VERSION:
             raise DaemonStartError(
                 f"the daemon speaks version {line.get('version')} of the control protocol, this is {VERSION}",
@@ -267,7 +190,10 @@ class DaemonProcess:
         return code
 
     async def bury(self) -> int | None:
-        """After its death: reap it, read its last words, remove its files. Its exit code."""
+        """After its death: reap it and read its last words. Its exit code.
+
+        The folder stays, for another start; `stop_now` removes it.
+        """
         code = await self.wait(_ASK_SECONDS)
         if code is None:
             self._signal("kill")
@@ -275,7 +201,7 @@ class DaemonProcess:
         with contextlib.suppress(DeadlineExceeded):
             for pipe in self._pipes:
                 await with_deadline(asyncio.shield(pipe.ended), Deadline.after(_ASK_SECONDS), "the daemon's last words")
-        self._cleanup()
+        self.kill()
         return code
 
     async def stop(self) -> None:
@@ -290,32 +216,42 @@ class DaemonProcess:
             self.stop_now()
 
     def stop_now(self) -> None:
-        """End it at once, on its loop. Idempotent."""
+        """End it at once and for good, on its loop. Idempotent."""
         self.dispose()
         for pipe in self._pipes:
             pipe.close()
 
+    def kill(self) -> None:
+        """End this child at once, on its loop; another may be started. Idempotent."""
+        self._end()
+        for pipe in self._pipes:
+            pipe.close()
+        # the next one could not listen there
+        self.control_path.unlink(missing_ok=True)
+
     def dispose(self) -> None:
-        """End it at once, from any thread, and without its loop. Idempotent; does nothing in a forked child."""
+        """End it at once and for good, from any thread, and without its loop. Idempotent; does nothing in a forked
+        child."""
         if self._pid != os.getpid():
             return
+        self.disposed = True
+        self._end()
+        for pipe in self._pipes:
+            pipe.close_if_forsaken()
+        _live.discard(self)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self) -> None:
         popen = self._popen
         if popen is not None and popen.poll() is None:
             self._signal("kill")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 popen.wait(_KILL_SECONDS)
-        for pipe in self._pipes:
-            pipe.close_if_forsaken()
-        self._cleanup()
 
     def _signal(self, how: str) -> None:
         if self._popen is not None:
             with contextlib.suppress(ProcessLookupError):
                 getattr(self._popen, how)()
-
-    def _cleanup(self) -> None:
-        _live.discard(self)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 #: Those that run. At exit, whoever was not shut down is killed; registered when this module is loaded, so that the

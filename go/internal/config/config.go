@@ -3,6 +3,7 @@ package config
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,9 +39,13 @@ type Config struct {
 	OwnerFD int `json:"owner_fd"`
 	// ControlPath is the unix socket for other processes of the same user; its folder is made with mode 0700.
 	ControlPath string `json:"control_path"`
+	// OwnFolder: the folder of ControlPath is this daemon's and its owner's alone. It goes with all that is in it, unless the owner lives on.
+	OwnFolder bool `json:"own_folder"`
 
 	// IdentityPath is the private key file, made with a fresh Ed25519 key if it does not exist; "" keeps a fresh key in memory.
 	IdentityPath string `json:"identity_path"`
+	// IdentitySeed, 32 bytes in hexadecimal digits, makes that fresh key: a daemon started again is the same peer.
+	IdentitySeed string `json:"identity_seed"`
 
 	// Listen are the addresses to listen on; port 0 takes a free one.
 	Listen []string `json:"listen"`
@@ -118,6 +123,9 @@ func Default() Config {
 	}
 }
 
+// SeedSize is the length of an identity's seed in bytes.
+const SeedSize = 32
+
 // maxConfigSize bounds the JSON text.
 const maxConfigSize = 1 << 20
 
@@ -159,6 +167,15 @@ func (c *Config) Validate() error {
 	}
 	if len(c.ControlPath) > maxSocketPath {
 		fail("control_path", "%d bytes are too long for a socket; at most %d", len(c.ControlPath), maxSocketPath)
+	}
+	if c.OwnFolder && c.ControlPath == "" {
+		fail("own_folder", "there is no control_path")
+	}
+	if seed, err := hex.DecodeString(c.IdentitySeed); err != nil || (len(seed) != 0 && len(seed) != SeedSize) {
+		fail("identity_seed", "not %d bytes in hexadecimal digits", SeedSize) // it is a secret: not named
+	}
+	if c.IdentitySeed != "" && c.IdentityPath != "" {
+		fail("identity_seed", "not together with identity_path")
 	}
 	c.validateAddrs(fail)
 	switch c.DHTMode {

@@ -161,6 +161,28 @@ func TestHandlerResetsItsCall(t *testing.T) {
 	a.mustReset(id, CodeRemoteReset)
 }
 
+// TestHandlerIsBusy: the caller of either kind is told so, as by the daemon's own limits.
+func TestHandlerIsBusy(t *testing.T) {
+	a, b := startPair(t)
+	b.listen("call", ModeUnary)
+	b.listen("stream", ModeMessages)
+	for name, mode := range map[string]Mode{"call": ModeUnary, "stream": ModeMessages} {
+		out := a.open(b.node.ID(), name, mode, patience, []byte("x"))
+		in, _, _ := b.accept()
+		b.send(header{kind: typeReset, stream: in, code: uint16(CodeBusy)}, nil)
+		for {
+			_, _, _, fault := a.receive(out)
+			if fault == nil {
+				continue
+			}
+			if fault.Code != CodeBusy {
+				t.Errorf("%s: %d %s", name, fault.Code, fault)
+			}
+			break
+		}
+	}
+}
+
 func TestClientsThatDieEndTheirCalls(t *testing.T) {
 	a, b := startPair(t)
 	b.listen("T.rpc_kept", ModeUnary)

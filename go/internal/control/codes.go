@@ -52,9 +52,18 @@ func faultf(code Code, format string, args ...any) *Fault {
 var (
 	errFinished    = errors.New("the stream is over")
 	errClientReset = errors.New("the client reset the stream")
+	errClientBusy  = fmt.Errorf("%w: %w", errClientReset, &Fault{Code: CodeBusy, Text: "the handler is busy"})
 	errClientGone  = errors.New("the client is gone")
 	errClosing     = &Fault{Code: CodeClosing, Text: "the daemon is stopping"}
 )
+
+// clientReset is the cause of the end of a stream that the client has reset; of its reasons, peers are told one.
+func clientReset(code Code) error {
+	if code == CodeBusy {
+		return errClientBusy
+	}
+	return errClientReset
+}
 
 // faultOf finds the code for an error of a node or of a network stream.
 func faultOf(err error) *Fault {

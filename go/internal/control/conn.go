@@ -132,7 +132,7 @@ func (c *conn) dispatch(head header, buf *buffer) error {
 	case typeReset:
 		buf.free()
 		if s := c.find(head.stream); s != nil {
-			s.cancel(errClientReset)
+			s.cancel(clientReset(Code(head.code)))
 			c.forget(s)
 		}
 		return nil

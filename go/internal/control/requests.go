@@ -15,6 +15,7 @@ import (
 type request struct {
 	Op          string   `json:"op"`
 	Version     int      `json:"version"`
+	WatchPeers  bool     `json:"watch_peers"`
 	Name        string   `json:"name"`
 	Mode        Mode     `json:"mode"`
 	Balanced    bool     `json:"balanced"`
@@ -91,7 +92,7 @@ func (c *conn) request(id uint32, payload []byte) error {
 	answer, err := c.fast(&req)
 	c.respond(id, answer, err)
 	if c.unwatch == nil { // the answer to hello comes before all events
-		c.unwatch = c.server.network.WatchReachability(c.tellReachability)
+		c.watch(req.WatchPeers)
 	}
 	if err == nil && req.Op == "shutdown" {
 		c.server.shutdownOnce.Do(func() { close(c.server.Shutdown) })

@@ -262,7 +262,7 @@ func (s *stream) fail(err error) {
 	if cause := context.Cause(s.ctx); cause != nil {
 		err = withDetail(cause, err)
 	}
-	if err != errClientReset && err != errClientGone && err != errFinished { //nolint:errorlint // bare sentinels of this package
+	if !errors.Is(err, errClientReset) && !errors.Is(err, errClientGone) && !errors.Is(err, errFinished) {
 		s.reset(faultOf(err))
 	}
 	s.over(err)

@@ -68,6 +68,52 @@ func TestReadyLine(t *testing.T) {
 	}
 }
 
+// TestAnotherInItsPlace: a daemon with the seed and the ports of one before is the same peer at the same addresses.
+func TestAnotherInItsPlace(t *testing.T) {
+	seed := strings.Repeat("5a", 32)
+	first := startProcess(t, map[string]any{"identity_seed": seed, "listen": []string{"/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"}})
+	if err := first.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-first.exited
+	second := startProcess(t, map[string]any{"identity_seed": seed, "listen": first.line["listen"]})
+	if fmt.Sprint(second.line["addrs"]) != fmt.Sprint(first.line["addrs"]) || second.line["peer_id"] != first.line["peer_id"] {
+		t.Errorf("%v\n%v", first.line, second.line)
+	}
+}
+
+// TestWhoRemovesTheFolder: an owner that lives on may start another daemon in it; whoever else is left, the daemon is the last.
+func TestWhoRemovesTheFolder(t *testing.T) {
+	for name, end := range map[string]func(p *process){
+		"kept":  func(p *process) { _ = p.cmd.Process.Signal(syscall.SIGTERM) },
+		"owner": func(p *process) { p.owner.Close() },
+		"both": func(p *process) {
+			_ = p.cmd.Process.Signal(syscall.SIGTERM)
+			time.AfterFunc(abandonTime/4, func() { p.owner.Close() })
+		},
+		"asked": func(p *process) {
+			request(t, p.owner, `{"op": "hello", "version": 1}`)
+			request(t, p.owner, `{"op": "shutdown"}`)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			folder := filepath.Join(t.TempDir(), "run")
+			p := startProcess(t, map[string]any{"control_path": filepath.Join(folder, "control.sock"), "own_folder": true})
+			if err := os.WriteFile(filepath.Join(folder, "a socket of the owner's"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			end(p)
+			p.mustExit(t, ExitOK)
+			if _, err := os.Stat(folder); os.IsNotExist(err) == (name == "kept") {
+				t.Errorf("the folder: %v", err)
+			}
+			if _, err := os.Stat(filepath.Join(folder, "control.sock")); !os.IsNotExist(err) {
+				t.Errorf("the control socket: %v", err)
+			}
+		})
+	}
+}
+
 func TestFatalLines(t *testing.T) {
 	folder := t.TempDir()
 	garbage := filepath.Join(folder, "garbage")

@@ -29,6 +29,7 @@ type Ready struct {
 	PID     int      `json:"pid"`
 	PeerID  string   `json:"peer_id"`
 	Addrs   []string `json:"addrs"`
+	Listen  []string `json:"listen"` // for a daemon that is to take this one's place
 	Control string   `json:"control"`
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -19,6 +20,8 @@ const (
 	drainTime = 2 * time.Second
 	// closeTime bounds leaving the network; the process exits then in any case.
 	closeTime = 500 * time.Millisecond
+	// abandonTime is how long an owner may outlive a signal that was for it too.
+	abandonTime = 100 * time.Millisecond
 	// flushTime bounds writing the last log lines.
 	flushTime = 100 * time.Millisecond
 
@@ -94,7 +97,7 @@ func (d *daemon) start(out io.Writer) error {
 	}
 	ready := Ready{
 		Ready: true, Version: control.Version, PID: os.Getpid(), PeerID: network.ID().String(), Control: d.cfg.ControlPath,
-		Addrs: control.Texts(network.Addrs()),
+		Addrs: control.Texts(network.Addrs()), Listen: control.Texts(network.ListenAddrs()),
 	}
 	if err := WriteLine(out, &ready); err != nil {
 		d.log.Debug("nobody reads the ready line", "error", err)
@@ -107,13 +110,22 @@ func (d *daemon) exitWhileStarting(started <-chan struct{}) {
 	select {
 	case <-started:
 	case <-d.stop:
+		if d.abandoned() {
+			d.removeFolder()
+		}
 		os.Exit(ExitOK)
 	case <-d.parentGone:
+		d.removeFolder()
 		os.Exit(ExitOK)
 	}
 }
 
 func (d *daemon) serve() error {
+	if d.cfg.OwnFolder { // so that the server does not take it for its own
+		if err := os.MkdirAll(filepath.Dir(d.cfg.ControlPath), 0o700); err != nil {
+			return fmt.Errorf("%w: control_path: %w", ErrConfig, err)
+		}
+	}
 	if d.cfg.ControlPath != "" {
 		if err := d.server.ServeGuests(d.cfg.ControlPath); err != nil {
 			return fmt.Errorf("%w: control_path: %w", ErrConfig, err)
@@ -149,11 +161,40 @@ func (d *daemon) wait() {
 		}()
 		d.server.Drain(ctx)
 		cancel()
+		if d.abandoned() {
+			d.removeFolder()
+		}
 	case <-d.parentGone:
+		d.removeFolder()
 	case <-d.ownerGone:
+		d.removeFolder()
 	case <-d.server.Shutdown:
+		d.removeFolder()
 	}
 	d.close()
+}
+
+// abandoned tells whether nobody is left who would tidy up, or start another daemon in this one's place. Signals often go to daemon and
+// owner at once: the owner has a moment to end.
+func (d *daemon) abandoned() bool {
+	if d.parentGone == nil && d.ownerGone == nil {
+		return true
+	}
+	select {
+	case <-d.parentGone:
+		return true
+	case <-d.ownerGone:
+		return true
+	case <-time.After(abandonTime):
+		return false
+	}
+}
+
+// removeFolder comes before the guests' connections end: by the folder they know whether there will be another daemon.
+func (d *daemon) removeFolder() {
+	if d.cfg.OwnFolder {
+		_ = os.RemoveAll(filepath.Dir(d.cfg.ControlPath))
+	}
 }
 
 // close ends the connections, then leaves the network, in bounded time.

@@ -1,7 +1,9 @@
 package node
 
 import (
+	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,10 +11,24 @@ import (
 	"path/filepath"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
+
+	"hivemind/p2pd/internal/config"
 )
 
 // maxIdentitySize bounds the identity file; a 4096-bit RSA key has 2.4 KB.
 const maxIdentitySize = 64 << 10
+
+// identityOf is the private key of a configuration: of its file, of its seed, or a fresh one.
+func identityOf(cfg *config.Config) (crypto.PrivKey, error) {
+	if cfg.IdentitySeed == "" {
+		return Identity(cfg.IdentityPath)
+	}
+	seed, err := hex.DecodeString(cfg.IdentitySeed)
+	if err != nil {
+		return nil, fmt.Errorf("identity_seed: %w", err)
+	}
+	return crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(seed))
+}
 
 // Identity returns the private key in the file at path: a libp2p PrivateKey message with a key of any type, as hivemind 1.1
 // writes it with RSA. A missing file is made, mode 0400, with a fresh Ed25519 key; an empty path gives a fresh key that is

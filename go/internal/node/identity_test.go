@@ -13,6 +13,29 @@ import (
 	"hivemind/p2pd/internal/config"
 )
 
+func TestIdentityOfASeed(t *testing.T) {
+	cfg := config.Default()
+	cfg.IdentitySeed = strings.Repeat("07", config.SeedSize)
+	first, err := identityOf(&cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := identityOf(&cfg)
+	if err != nil || !again.Equals(first) || first.Type() != crypto.Ed25519 {
+		t.Error("a seed is one key", err)
+	}
+	cfg.IdentitySeed = strings.Repeat("08", config.SeedSize)
+	if other, err := identityOf(&cfg); err != nil || other.Equals(first) {
+		t.Error("another seed is another key", err)
+	}
+	if cfg.IdentitySeed = ""; cfg.IdentityPath != "" {
+		t.Fatal(cfg.IdentityPath)
+	}
+	if fresh, err := identityOf(&cfg); err != nil || fresh.Equals(first) {
+		t.Error("none is a fresh key", err)
+	}
+}
+
 func TestIdentityFiles(t *testing.T) {
 	folder := t.TempDir()
 	path := filepath.Join(folder, "fresh")

@@ -54,7 +54,7 @@ type Node struct {
 
 // New starts a peer. It listens when New returns, and has joined the swarm if the configuration requires that.
 func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, error) {
-	key, err := Identity(cfg.IdentityPath)
+	key, err := identityOf(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}

@@ -285,17 +285,18 @@ def test_a_start_that_takes_too_long_is_given_up() -> None:
     assert not dht.is_alive()
 
 
-def test_the_daemon_dies(swarm: list[DHT]) -> None:
+def test_the_daemon_dies_for_good(swarm: list[DHT]) -> None:
     """The others go on; this one says what has happened."""
-    child = swarm[1].p2p._child
-    assert child is not None
-    assert child.pid is not None
-    os.kill(child.pid, signal.SIGKILL)
-    eventually_sync(lambda: not _stores(swarm[1]), "the loss is noticed")
-    with pytest.raises(DaemonDied):
-        swarm[1].get("key", latest=True)
-    assert swarm[2].store("key", 1, get_dht_time() + 60)
-    assert swarm[0].get("key", latest=True) is not None
+    with DHT(initial_peers=swarm[0].get_visible_maddrs(), start=True, restart=False, **LOCAL) as mortal:
+        child = mortal.p2p._child
+        assert child is not None
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        eventually_sync(lambda: not _stores(mortal), "the loss is noticed")
+        with pytest.raises(DaemonDied):
+            mortal.get("key", latest=True)
+        assert swarm[2].store("key", 1, get_dht_time() + 60)
+        assert swarm[0].get("key", latest=True) is not None
 
 
 def _stores(dht: DHT) -> bool:

@@ -1,0 +1,30 @@
+package control
+
+import "encoding/json"
+
+// watch begins the events of a connection.
+func (c *conn) watch(peers bool) {
+	c.unwatch = c.server.network.WatchReachability(c.tellReachability)
+	if peers {
+		reachability, known := c.unwatch, c.server.network.WatchPeers(c.tellPeers)
+		c.unwatch = func() {
+			reachability()
+			known()
+		}
+	}
+}
+
+// tellPeers sends the event peers: by them a daemon that takes this one's place finds back into the swarm.
+func (c *conn) tellPeers() {
+	known := c.server.network.Known()
+	peers := make([]peerAnswer, 0, len(known))
+	for _, one := range known {
+		peers = append(peers, peerText(one))
+	}
+	payload, err := json.Marshal(map[string]any{"event": "peers", "peers": peers})
+	if err != nil || len(payload) > MaxPayload {
+		c.server.log.Error("the known peers do not fit a frame", "error", err)
+		return
+	}
+	c.out.send(frame{head: header{kind: typeEvent}, payload: payload})
+}
