@@ -10,9 +10,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from tests.support.processes import is_alive
+from tests.support.processes import children_of, is_alive
 from tests.support.waiting import PATIENCE, eventually_sync
 
 __all__ = ["STARTED", "Command", "command"]
@@ -54,15 +53,7 @@ class Command:
 
     def children(self) -> list[int]:
         """Its child processes: the daemon."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == self.process.pid:
-                found.append(int(entry.name))
-        return found
+        return children_of(self.process.pid)
 
     def end(self, number: signal.Signals) -> int:
         """Send a signal; the exit code. No child may be left."""

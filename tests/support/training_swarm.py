@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from hivemind.clock import Deadline
+from tests.support.processes import children_of
 from tests.support.training_peer import run_peer
 
 __all__ = ["TrainingPeer", "TrainingSwarm", "preload"]
@@ -115,6 +116,12 @@ class TrainingPeer:
         """Send a signal to the peer; its daemon is a process of its own."""
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
+
+    def kill_daemon(self) -> None:
+        """End its daemon at once; the peer goes on."""
+        assert self.process.pid is not None
+        (daemon,) = children_of(self.process.pid)
+        os.kill(daemon, signal.SIGKILL)
 
     def kill(self) -> None:
         """End it at once, as the machine does that loses power."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -82,6 +84,27 @@ def test_four_peers_average(stack: ExitStack, dhts: list[DHT]) -> None:
     assert set(report.members) == set(results[0])
     assert averagers[0].last_updated <= get_dht_time()
     assert all(averager.last_updated > get_dht_time() - 120 for averager in averagers)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_daemon_is_killed_and_restarted(stack: ExitStack, dhts: list[DHT], victim: int) -> None:
+    """A round may fail, with the tensors as they were; then all are together again."""
+    averagers = [make(stack, dht, number, target_group_size=3) for number, dht in enumerate(dhts[:3])]
+    child = dhts[victim].p2p._child
+    assert child is not None
+    assert child.pid is not None
+    for _ in range(2):
+        os.kill(child.pid, signal.SIGKILL)
+        eventually_sync(lambda: together(averagers), "all are in one round again", seconds=90)
+        assert len({frozenset(values(averager)) for averager in averagers}) == 1
+
+
+def together(averagers: Sequence[DecentralizedAverager]) -> bool:
+    """One step of all, which may fail; whether all were in one round."""
+    controls = [averager.step(wait=False, timeout=10) for averager in averagers]
+    errors = [control.exception(timeout=30) for control in controls]
+    assert all(error is None or isinstance(error, HivemindError) for error in errors), errors
+    return all(error is None for error in errors) and len(controls[0].result()) == len(averagers)
 
 
 def test_weights_bits_and_bandwidths(stack: ExitStack, dhts: list[DHT]) -> None:

@@ -103,6 +103,18 @@ def test_a_frozen_peer_is_left_behind_and_catches_up(swarm: TrainingSwarm):
 
 
 @pytest.mark.timeout(300)
+def test_daemons_die_and_are_restarted(swarm: TrainingSwarm):
+    """Also that of the peer through which the others have joined; rounds may fail meanwhile."""
+    peers = swarm.start(3, epochs=40, step_seconds=0.01)
+    for victim, epoch in ((peers[1], 5), (peers[0], 15)):
+        victim.wait_for("epoch", BOUND, epoch=epoch)
+        victim.kill_daemon()
+    finish_alike(*peers)
+    for peer in peers:
+        assert peer.epochs[-1]["gradients"] == 3, peer.report()
+
+
+@pytest.mark.timeout(300)
 def test_an_auxiliary_peer_helps(swarm: TrainingSwarm):
     # nobody knows of the helper before it looks for a group: the run must outlast its first looks at the swarm
     trainers = [swarm.join(epochs=40, step_seconds=0.02) for _ in range(2)]
