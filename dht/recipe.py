@@ -55,7 +55,8 @@ class NodeRecipe(Recipe):
     """
 
     p2p: P2P | None
-    p2p_options: Mapping[str, Any] = field(default_factory=dict)
+    # not shown: a swarm key may be among them
+    p2p_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     async def make_node(self) -> DHTNode:
         p2p = None if self.p2p is None else await _share(self.p2p)

@@ -4,7 +4,7 @@ from hivemind.errors import ControlFailure, DispatchFailure, P2PDaemonError, P2P
 from hivemind.identity import PeerID, PeerInfo
 from hivemind.p2p.auth import AllowlistAuthorizer, AuthorizerBase, AuthRole, AuthRPCWrapper
 from hivemind.p2p.binary import StreamInfo
-from hivemind.p2p.config import P2PConfig
+from hivemind.p2p.config import P2PConfig, as_peer_ids
 from hivemind.p2p.faults import Fault
 from hivemind.p2p.identity_file import ensure_identity, read_peer_id
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE
@@ -12,9 +12,11 @@ from hivemind.p2p.memory import MemoryNetwork, MemoryTransport
 from hivemind.p2p.p2p import P2P
 from hivemind.p2p.process import find_binary
 from hivemind.p2p.reachability import Reachability, RelayInUse
+from hivemind.p2p.relay_limits import RelayLimits
 from hivemind.p2p.rpc import P2PContext
 from hivemind.p2p.servicer import ServicerBase
 from hivemind.p2p.stub import StubBase
+from hivemind.p2p.swarm_key import SwarmKey
 from hivemind.p2p.tokens import TokenAuthorizerBase
 from hivemind.p2p.transport import Mode, Stream, Transport
 
@@ -40,12 +42,15 @@ __all__ = [
     "PeerInfo",
     "Reachability",
     "RelayInUse",
+    "RelayLimits",
     "ServicerBase",
     "Stream",
     "StreamInfo",
     "StubBase",
+    "SwarmKey",
     "TokenAuthorizerBase",
     "Transport",
+    "as_peer_ids",
     "ensure_identity",
     "find_binary",
     "read_peer_id",

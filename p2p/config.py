@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ from multiaddr import Multiaddr
 
 from hivemind.config import check_choice, check_count, check_seconds
 from hivemind.errors import ConfigError
+from hivemind.identity import PeerID
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE
+from hivemind.p2p.relay_limits import RelayLimits
+from hivemind.p2p.swarm_key import SwarmKey
 
-__all__ = ["P2PConfig", "as_multiaddrs"]
+__all__ = ["P2PConfig", "as_multiaddrs", "as_peer_ids"]
 
+_PEER_IDS = "a peer id such as 12D3Koo… or Qm…"
 _FLAGS = (
     "auto_nat",
     "conn_manager",
@@ -75,6 +79,10 @@ class P2PConfig:
     trusted_relays: Sequence[Multiaddr | str] | None = None
     #: relay for others: for a peer with a public address
     relay_service: bool = False
+    #: what a relay gives to each; with ``relay_service`` only
+    relay_limits: RelayLimits | None = None
+    #: the ids of the only peers that may use this relay, at either end; None: everybody. With ``relay_service`` only
+    relay_allowlist: Collection[PeerID | str] | None = None
     #: join the public IPFS network; not supported yet
     use_ipfs: bool = False
     #: bytes of one unary message with its envelope. Peers of hivemind 1.1 refuse more than the default
@@ -83,10 +91,16 @@ class P2PConfig:
     restart: bool = False
     #: do not listen: a node that only calls
     no_listen: bool = False
+    #: the secret of a private swarm: a key, or the content of its file. Only peers that have it can connect; over TCP
+    swarm_key: SwarmKey | str | None = field(default=None, repr=False)
+    #: file of that secret, as `hivemind swarm-key make` makes it
+    swarm_key_path: str | os.PathLike[str] | None = None
     #: gone from hivemind already; accepted with a warning
     quic: bool | None = None
     use_relay_hop: bool | None = None
     use_relay_discovery: bool | None = None
+    #: not an option: addresses that were left out, as they cannot be used with ``swarm_key``
+    dropped_maddrs: tuple[str, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in _FLAGS:
@@ -99,6 +113,7 @@ class P2PConfig:
         self._freeze_addresses()
         self._check_identity_path()
         self._check_relays()
+        self._check_swarm_key()
         for name in ("quic", "use_relay_hop", "use_relay_discovery"):
             if getattr(self, name) is not None:
                 warnings.warn(f"P2P option {name} has no effect and will be removed", DeprecationWarning, stacklevel=4)
@@ -138,6 +153,46 @@ class P2PConfig:
             raise ConfigError(
                 "trusted_relays", [str(each) for each in self.trusted_relays], "none without use_auto_relay"
             )
+        if self.relay_limits is not None and not isinstance(self.relay_limits, RelayLimits):
+            raise ConfigError("relay_limits", self.relay_limits, "RelayLimits(…)")
+        if self.relay_allowlist is not None:
+            if not isinstance(self.relay_allowlist, Collection):
+                raise ConfigError("relay_allowlist", self.relay_allowlist, "a list of peer ids")
+            allowed = as_peer_ids("relay_allowlist", self.relay_allowlist)
+            object.__setattr__(self, "relay_allowlist", allowed)
+        for name in ("relay_limits", "relay_allowlist"):
+            if getattr(self, name) is not None and not self.relay_service:
+                raise ConfigError(name, getattr(self, name), "None without relay_service")
+
+    def _check_swarm_key(self) -> None:
+        key, path = self.swarm_key, self.swarm_key_path
+        if key is not None and path is not None:
+            raise ConfigError("swarm_key_path", str(path), "None together with swarm_key")
+        if path is not None:
+            key = SwarmKey.read(path)
+            object.__setattr__(self, "swarm_key_path", None)  # so that a copy of these options is valid, too
+        elif isinstance(key, str):
+            key = SwarmKey.parse(key)
+        elif key is not None and not isinstance(key, SwarmKey):
+            raise ConfigError("swarm_key", "(not shown)", "a SwarmKey, or the content of its file as text")
+        object.__setattr__(self, "swarm_key", key)
+        if key is None:
+            return
+        for name in ("host_maddrs", "announce_maddrs", "initial_peers", "trusted_relays"):
+            self._keep_tcp(name)
+
+    def _keep_tcp(self, name: str) -> None:
+        """Drop addresses of transports that know no swarm key: libp2p has it for TCP only."""
+        given: tuple[Multiaddr, ...] = getattr(self, name) or ()
+        # without addresses, as /p2p/<id>, the routing is asked
+        kept = tuple(each for each in given if not _values(each, "udp"))
+        if kept == given:
+            return
+        dropped = [str(each) for each in given if each not in kept]
+        if not kept:
+            raise ConfigError(name, dropped, "addresses with TCP: QUIC cannot be used in a private swarm (swarm_key)")
+        object.__setattr__(self, name, kept)
+        object.__setattr__(self, "dropped_maddrs", (*self.dropped_maddrs, *dropped))
 
     @property
     def only_loopback(self) -> bool:
@@ -167,6 +222,28 @@ def as_multiaddrs(
             raise ConfigError(name, str(address), "an address that ends in /p2p/<peer id>")
         addresses.append(address)
     return tuple(addresses)
+
+
+def as_peer_ids(name: str, given: Iterable[PeerID | str] | PeerID | str) -> tuple[PeerID, ...]:
+    """The ids as `PeerID`.
+
+    :param name: the argument, for the error's text
+    :raises ConfigError: if one is no peer id
+    """
+    if isinstance(given, str | PeerID):
+        given = (given,)
+    ids = []
+    for each in given:
+        try:
+            peer_id = each if isinstance(each, PeerID) else PeerID.from_base58(each)
+        except (ConfigError, TypeError, AttributeError) as error:
+            raise ConfigError(name, each, _PEER_IDS) from error
+        # a multihash of SHA-256 or, for short keys, the key itself: anything else is a slip
+        code, length = peer_id.to_bytes()[:2].ljust(2)
+        if code not in (0x12, 0x00) or length != len(peer_id.to_bytes()) - 2:
+            raise ConfigError(name, str(each), _PEER_IDS)
+        ids.append(peer_id)
+    return tuple(ids)
 
 
 def _values(address: Any, protocol: str) -> list[str]:

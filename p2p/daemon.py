@@ -7,7 +7,7 @@ import contextlib
 import logging
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,11 @@ from hivemind.p2p.config import P2PConfig
 from hivemind.p2p.control import ControlClient
 from hivemind.p2p.lifeline import Lifeline
 from hivemind.p2p.process import DaemonProcess
+from hivemind.p2p.reach_watch import ReachabilityWatch
 from hivemind.p2p.reachability import Reachability, parse_reachability
+from hivemind.p2p.relay_limits import RelayLimits
 from hivemind.p2p.restarts import Restarts
+from hivemind.p2p.swarm_key import SwarmKey
 from hivemind.p2p.transport import Buffer, Mode, Stream, StreamHandler, UnaryHandler
 
 __all__ = ["ControlTransport", "DaemonTransport", "daemon_config"]
@@ -125,6 +128,10 @@ class ControlTransport:
         """What the daemon knows of the ways to this peer."""
         return parse_reachability(await self._request("reachability"))
 
+    async def allow_relaying(self, peers: Iterable[PeerID]) -> None:
+        """Say who may use this relay from now on."""
+        await self._request("relay_allow", peers=[str(each) for each in peers])
+
     async def stats(self) -> dict[str, int]:
         return await self._request("stats")
 
@@ -154,6 +161,8 @@ class DaemonTransport(ControlTransport):
     def __init__(self, config: P2PConfig, *, ephemeral: bool = False) -> None:
         super().__init__()
         self._config = config
+        self._ephemeral = ephemeral
+        self._watch: ReachabilityWatch | None = None
         content = daemon_config(config, ephemeral=ephemeral)
         if not content["identity_path"]:
             # a daemon that takes the place of another is the same peer
@@ -163,18 +172,30 @@ class DaemonTransport(ControlTransport):
         # of the daemon that ran last: what it listened on, the peers that it was connected with
         self._listened: list[str] = []
         self._known: list[str] = []
+        # who may use this relay, where that was said since the start
+        self._relay_allow: list[str] | None = None
 
     @property
     def control_path(self) -> Path:
         return self.process.control_path
 
+    async def allow_relaying(self, peers: Iterable[PeerID]) -> None:
+        allowed = [str(each) for each in peers]
+        await self._request("relay_allow", peers=allowed)
+        self._relay_allow = allowed
+
     async def start(self) -> None:
+        if self._config.dropped_maddrs and not self._ephemeral:
+            dropped = ", ".join(self._config.dropped_maddrs)
+            logger.warning("left out: %s: QUIC cannot be used in a private swarm (swarm_key), only TCP can", dropped)
+        if not self._ephemeral:
+            self._watch = ReachabilityWatch(self._config)
         self._line.begin()
         try:
             await self._launch({})
         except BaseException:
             self._line.closed = True
-            self.process.stop_now()
+            self._stop_now()
             raise
         finally:
             self._line.end()
@@ -189,8 +210,11 @@ class DaemonTransport(ControlTransport):
         try:
             await self._line.attach(
                 lambda client: loop.create_unix_connection(lambda: client, sock=sock),
-                on_event=self._on_event if self._config.restart else None,
+                self._on_event,
+                watch_peers=self._config.restart,
             )
+            if self._watch is not None and self._line.client is not None:
+                self._watch.take(await self._line.client.request("reachability"))
         except (P2PDaemonError, DeadlineExceeded, OSError) as error:
             code = await self.process.bury()
             ended = "" if code is None else f", it has ended with exit code {code}"
@@ -200,8 +224,15 @@ class DaemonTransport(ControlTransport):
             raise
         self._listened = [str(each) for each in ready.get("listen") or ()]
 
+    def _stop_now(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        self.process.stop_now()
+
     def _on_event(self, event: Mapping[str, Any]) -> None:
-        if event.get("event") == "peers" and event["peers"]:
+        if event.get("event") == "reachability" and self._watch is not None:
+            self._watch.take(event)
+        elif event.get("event") == "peers" and event["peers"]:
             self._known = [f"{address}/p2p/{peer['id']}" for peer in event["peers"] for address in peer["addrs"] or ()]
 
     async def _recover(self, client: ControlClient | None) -> None:
@@ -214,7 +245,7 @@ class DaemonTransport(ControlTransport):
         if not restart:
             if not dropped:
                 logger.error("%s", error.summary)
-            self.process.stop_now()
+            self._stop_now()
             raise error
         await self._restart(error)
         logger.info("the p2p daemon runs again, as %s", self.peer_id)
@@ -244,14 +275,16 @@ class DaemonTransport(ControlTransport):
         limits = f"{self._restarts.most} restarts within {self._restarts.window:.0f} s"
         final = DaemonDied(code, tail, f"it is given up after {limits}")
         logger.error("%s", final)
-        self.process.stop_now()
+        self._stop_now()
         raise final
 
     def _as_before(self) -> dict[str, Any]:
         """Changes to the configuration for a daemon that takes the place of one that has died: on the same ports, and
         in touch with the same peers; it does not matter whether they answer at once."""
         initial = (str(each) for each in self._config.initial_peers or ())
+        allowed = {} if self._relay_allow is None else {"relay_allow": self._relay_allow}
         return {
+            **allowed,
             "listen": self._listened,
             "bootstrap": list(dict.fromkeys((*initial, *self._known))),
             "bootstrap_timeout": min(_REJOIN_SECONDS, 0.9 * self._config.startup_timeout),
@@ -274,7 +307,7 @@ class DaemonTransport(ControlTransport):
             # also where this was cancelled on the way
             if client is not None:
                 client.abort(StreamReset("this peer was shut down"))
-            self.process.stop_now()
+            self._stop_now()
 
 
 def _on_free_ports(listened: Sequence[str]) -> list[str]:
@@ -283,30 +316,39 @@ def _on_free_ports(listened: Sequence[str]) -> list[str]:
 
 def daemon_config(config: P2PConfig, *, ephemeral: bool = False) -> dict[str, Any]:
     """The configuration of the daemon (docs/control-protocol.md) for these options."""
+    limits = config.relay_limits or RelayLimits()
+    allowed, key = config.relay_allowlist, config.swarm_key
     verbose = logging.getLogger("hivemind.p2pd").isEnabledFor(logging.DEBUG)
     content: dict[str, Any] = {
         "listen": [] if config.no_listen else [str(each) for each in config.host_maddrs],
         "announce": [str(each) for each in config.announce_maddrs or ()],
         "no_listen": config.no_listen,
         "bootstrap": [str(each) for each in config.initial_peers or ()],
-        # the daemon gives up a little before us, and says why
-        "bootstrap_timeout": 0.9 * config.startup_timeout,
-        "dial_timeout": min(15.0, 0.9 * config.startup_timeout),
+        # the daemon gives up a little before us and says why, and its dials before that: their errors are the reason
+        "bootstrap_timeout": 0.85 * config.startup_timeout,
+        "dial_timeout": min(15.0, 0.75 * config.startup_timeout),
         "dht_mode": config.dht_mode,
         "tls": config.tls,
         "relay": config.use_relay,
         "auto_relay": config.use_auto_relay,
         "trusted_relays": [str(each) for each in config.trusted_relays or ()],
         "relay_service": config.relay_service,
+        "relay_reservations": limits.max_reservations,
+        "relay_circuits": limits.max_circuits,
+        "relay_circuit_bytes": limits.circuit_bytes,
+        "relay_circuit_time": limits.circuit_seconds,
+        "relay_buffer": limits.buffer_bytes,
+        "relay_allow": None if allowed is None else [str(each) for each in allowed],
         "force_reachability": config.force_reachability or "",
         "nat_port_map": config.nat_port_map and not config.only_loopback,
         "auto_nat": config.auto_nat,
         "max_unary": config.persistent_conn_max_msg_size,
+        "swarm_key": key.reveal() if isinstance(key, SwarmKey) else "",
         "identity_path": "" if config.identity_path is None else str(Path(config.identity_path).absolute()),
         "log_level": "DEBUG" if verbose else "WARN",
     }
     if ephemeral:
         content |= {"no_listen": True, "listen": [], "announce": [], "dht_mode": "client", "identity_path": ""}
         content |= {"nat_port_map": False, "auto_nat": False, "auto_relay": False, "trusted_relays": []}
-        content |= {"relay_service": False, "force_reachability": ""}
+        content |= {"relay_service": False, "relay_allow": None, "force_reachability": ""}
     return content

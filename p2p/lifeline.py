@@ -73,18 +73,21 @@ class Lifeline:
         self,
         connect: Callable[[ControlClient], Awaitable[object]],
         on_event: Callable[[Mapping[str, Any]], None] | None = None,
+        *,
+        watch_peers: bool = False,
     ) -> None:
         """Make a connection: the first, or from within `recover`.
 
         :param connect: hands a new client its socket
-        :param on_event: takes the daemon's events, those on its peers among them
+        :param on_event: takes the daemon's events
+        :param watch_peers: those on its peers among them
         :raises HivemindError: if the daemon does not answer, or is another peer than before
         """
         client = ControlClient(lambda: self._lost(client), on_event)
         await connect(client)
         self.client = client
         try:
-            await client.hello(watch_peers=on_event is not None)
+            await client.hello(watch_peers=watch_peers)
             if self.peer_id is not None and client.peer_id != self.peer_id:
                 raise ControlFailure(f"the daemon is {client.peer_id} now and no longer {self.peer_id}")
             for name, registration in list(self._handlers.items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from hivemind.errors import ConfigError, P2PDaemonError
 from hivemind.identity import PeerID, PeerInfo
 from hivemind.p2p import binary, rpc
 from hivemind.p2p.binary import StreamInfo
-from hivemind.p2p.config import P2PConfig
+from hivemind.p2p.config import P2PConfig, as_peer_ids
 from hivemind.p2p.daemon import ControlTransport, DaemonTransport
 from hivemind.p2p.guest import GuestTransport
 from hivemind.p2p.identity_check import prepare_identity
@@ -173,9 +173,21 @@ class P2P:
             raise P2PDaemonError("this peer has no daemon that could know")
         return await self._transport.reachability()
 
+    async def set_relay_allowlist(self, peer_ids: Iterable[PeerID | str]) -> None:
+        """With ``relay_service``: only these peers may use this relay from now on, at either end; none = nobody.
+        Connections that are there go on to their limits.
+
+        :raises ConfigError: if one is no peer id
+        :raises P2PDaemonError: if this peer is no relay
+        """
+        if not isinstance(self._transport, ControlTransport):
+            raise P2PDaemonError("this peer has no daemon that could relay")
+        await self._transport.allow_relaying(as_peer_ids("peer_ids", peer_ids))
+
     async def stats(self) -> dict[str, int]:
         """Counters since the start, among them ``bytes_in`` and ``bytes_out``: all that was received from and sent to
-        other peers by this peer's daemon, without encryption and multiplexing."""
+        other peers by this peer's daemon, without encryption and multiplexing. Of a relay also
+        ``relay_reservations`` and ``relay_circuits``, those of now, ``relay_bytes`` and ``relay_refused``."""
         return await self._transport.stats()
 
     async def wait_for_at_least_n_peers(self, n_peers: int, attempts: int = 3, delay: float = 1) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from multiaddr import Multiaddr
@@ -41,6 +41,15 @@ class Reachability:
     direct_peers: int
     punched_peers: int
     relayed_peers: int
+    #: the NAT between this peer and the internet, for TCP and for UDP (RFC 4787, section 4.1). "none": there is no
+    #: translation; "cone": all peers see the same address, so that holes can be punched; "symmetric": each sees another
+    #: one; "unknown": fewer than two peers of the internet have been called
+    nat_of_tcp: str = "unknown"
+    nat_of_udp: str = "unknown"
+    #: addresses at which connected peers see this one, with the number of those that do, the most first
+    observed: Mapping[Multiaddr, int] = field(default_factory=dict)
+    #: where the farthest peer so far was: on this "machine", in its "network" or on the "internet"; "" = there was none
+    farthest_peer: str = ""
 
 
 def parse_reachability(answer: Mapping[str, Any]) -> Reachability:
@@ -55,4 +64,8 @@ def parse_reachability(answer: Mapping[str, Any]) -> Reachability:
         direct_peers=answer["peers"]["direct"],
         punched_peers=answer["peers"]["punched"],
         relayed_peers=answer["peers"]["relayed"],
+        nat_of_tcp=answer["nat"]["tcp"],
+        nat_of_udp=answer["nat"]["udp"],
+        observed={Multiaddr(each["addr"]): each["peers"] for each in answer["observed"]},
+        farthest_peer=answer["widest"],
     )

@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "doctor": ("doctor", "check this machine, and its way to given peers; says what to do"),
     "identity": ("identity", "make or show the file of a peer's private key"),
     "relay": ("relay", "run a relay for peers behind NATs and firewalls (as hivemind-relay)"),
+    "swarm-key": ("swarm_key", "make or compare the file with the secret of a private swarm"),
     "version": ("versions", "print the versions of what is installed"),
 }
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         prog="hivemind", description="Train one PyTorch model on many computers that come and go, with no master."
     )
     parser.add_argument("--version", action="version", version=describe_versions())
-    names = "".join(f"  {name:<10}{what}\n" for name, (_, what) in _COMMANDS.items())
+    names = "".join(f"  {name:<11}{what}\n" for name, (_, what) in _COMMANDS.items())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"commands:\n{names}\n`hivemind COMMAND --help` lists the options of a command."
     parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="one of those below")

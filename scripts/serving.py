@@ -25,6 +25,7 @@ def add_peer_options(parser: argparse.ArgumentParser, host_maddrs: list[str]) ->
 
     :param host_maddrs: where it listens by default
     """
+    parser.set_defaults(default_host_maddrs=host_maddrs)
     parser.add_argument(
         "--initial_peers",
         nargs="*",
@@ -52,6 +53,12 @@ def add_peer_options(parser: argparse.ArgumentParser, host_maddrs: list[str]) ->
         help="file of this peer's private key, which keeps its peer id over restarts; made if it is missing",
     )
     parser.add_argument(
+        "--swarm_key_path",
+        metavar="FILE",
+        help="file with the secret of a private swarm (hivemind swarm-key make): only peers that have it can connect;"
+        " over TCP",
+    )
+    parser.add_argument(
         "--refresh_period",
         type=float,
         default=30,
@@ -62,11 +69,16 @@ def add_peer_options(parser: argparse.ArgumentParser, host_maddrs: list[str]) ->
 
 def peer_options(options: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `DHT` for the options of `add_peer_options`."""
+    hosts = options.host_maddrs
+    if options.swarm_key_path and hosts is options.default_host_maddrs:
+        # QUIC cannot be used in a private swarm; whoever names it is told so
+        hosts = [each for each in hosts if "/tcp/" in each]
     return {
         "initial_peers": options.initial_peers,
-        "host_maddrs": options.host_maddrs,
+        "host_maddrs": hosts,
         "announce_maddrs": options.announce_maddrs or None,
         "identity_path": options.identity_path,
+        "swarm_key_path": options.swarm_key_path,
     }
 
 

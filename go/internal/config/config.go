@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/pnet"
 	ma "github.com/multiformats/go-multiaddr"
 )
 
@@ -63,6 +64,9 @@ type Config struct {
 	// DHTMode is the part this peer takes in the Kademlia routing.
 	DHTMode string `json:"dht_mode"`
 
+	// SwarmKey is the content of a swarm key file, "/key/swarm/psk/1.0.0/": only peers that have it can connect, over TCP. "" is an open
+	// swarm.
+	SwarmKey string `json:"swarm_key"`
 	// TLS and Noise are the security transports; TLS is preferred, as AES is in the processor.
 	TLS   bool `json:"tls"`
 	Noise bool `json:"noise"`
@@ -83,6 +87,8 @@ type Config struct {
 	// RelayCircuitBytes and RelayCircuitTime end a circuit; the peers then make a new one.
 	RelayCircuitBytes int64   `json:"relay_circuit_bytes"`
 	RelayCircuitTime  Seconds `json:"relay_circuit_time"`
+	// RelayAllow are the ids of the only peers that may use this relay; null is everybody.
+	RelayAllow []string `json:"relay_allow"`
 	// NATPortMap asks the router for a port by UPnP and NAT-PMP.
 	NATPortMap bool `json:"nat_port_map"`
 	// AutoNAT finds out whether the peer is reachable, serves this to others, and punches holes.
@@ -184,6 +190,7 @@ func (c *Config) Validate() error {
 		fail("dht_mode", "%q; one of server, client, auto, off", c.DHTMode)
 	}
 	c.validateRelays(fail)
+	c.validateSwarmKey(fail)
 	if !c.TLS && !c.Noise {
 		fail("tls", "with neither tls nor noise no connection could be made")
 	}
@@ -247,6 +254,9 @@ func (c *Config) validateRelays(fail func(field, format string, args ...any)) {
 	default:
 		fail("force_reachability", "%q; one of public, private or nothing", c.ForceReachability)
 	}
+	if _, err := c.RelayedPeers(); err != nil {
+		fail("relay_allow", "%v", err)
+	}
 	if (c.AutoRelay || c.RelayService) && !c.Relay {
 		fail("relay", "auto_relay and relay_service need it")
 	}
@@ -268,8 +278,56 @@ func (c *Config) validateRelays(fail func(field, format string, args ...any)) {
 	}
 }
 
+// validateSwarmKey tells nothing of the key.
+func (c *Config) validateSwarmKey(fail func(field, format string, args ...any)) {
+	if c.SwarmKey == "" {
+		return
+	}
+	if _, err := c.PrivateNetwork(); err != nil {
+		fail("swarm_key", "not the content of a swarm key file")
+	}
+	for _, text := range c.Listen {
+		addr, err := ma.NewMultiaddr(text)
+		if err != nil {
+			continue // said already
+		}
+		if _, err := addr.ValueForProtocol(ma.P_TCP); err != nil {
+			fail("listen", "%q: with swarm_key only TCP can be used", text)
+		}
+	}
+}
+
+// PrivateNetwork is the key of the swarm; nil in an open one.
+func (c *Config) PrivateNetwork() (pnet.PSK, error) {
+	if c.SwarmKey == "" {
+		return nil, nil
+	}
+	return pnet.DecodeV1PSK(strings.NewReader(c.SwarmKey))
+}
+
 // Relays are the trusted relays, addresses of one peer merged. The configuration must be valid.
 func (c *Config) Relays() ([]peer.AddrInfo, error) { return peerInfos(c.TrustedRelays) }
+
+// RelayedPeers are the only peers that may use this relay; nil is everybody.
+func (c *Config) RelayedPeers() ([]peer.ID, error) {
+	if c.RelayAllow == nil {
+		return nil, nil
+	}
+	return PeerIDs(c.RelayAllow)
+}
+
+// PeerIDs are ids in their text form; never nil without an error.
+func PeerIDs(texts []string) ([]peer.ID, error) {
+	ids := make([]peer.ID, 0, len(texts))
+	for _, text := range texts {
+		id, err := peer.Decode(text)
+		if err != nil {
+			return nil, fmt.Errorf("%q: %w", text, err)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
 
 // BootstrapPeers are the peers to join through, addresses of one peer merged. The configuration must be valid.
 func (c *Config) BootstrapPeers() ([]peer.AddrInfo, error) { return peerInfos(c.Bootstrap) }

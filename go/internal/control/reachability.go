@@ -14,6 +14,22 @@ type reachabilityAnswer struct {
 	Relays  []relayAnswer `json:"relays"`
 	Addrs   []addrAnswer  `json:"addrs"`
 	Peers   peersAnswer   `json:"peers"`
+	NAT     natAnswer     `json:"nat"`
+	// Observed are the addresses at which peers have seen this one, those with the most witnesses first.
+	Observed []observedAnswer `json:"observed"`
+	// Widest is the scope of the farthest peer so far: "machine", "network", "internet", or "" before there was one.
+	Widest string `json:"widest"`
+}
+
+// natAnswer is the type of the NAT for each transport: "none", "cone", "symmetric" or "unknown".
+type natAnswer struct {
+	TCP string `json:"tcp"`
+	UDP string `json:"udp"`
+}
+
+type observedAnswer struct {
+	Addr  string `json:"addr"`
+	Peers int    `json:"peers"`
 }
 
 // relayAnswer is a relay that takes calls for this peer; the limits are those of one circuit, 0 is none.
@@ -38,6 +54,11 @@ type peersAnswer struct {
 func (srv *Server) reachability() *reachabilityAnswer {
 	state := srv.network.Reachability()
 	answer := &reachabilityAnswer{Verdict: state.Verdict, Forced: state.Forced, Relays: []relayAnswer{}, Addrs: []addrAnswer{}}
+	answer.NAT, answer.Widest = natAnswer{state.NATOfTCP, state.NATOfUDP}, state.Widest
+	answer.Observed = []observedAnswer{}
+	for _, one := range state.Observed {
+		answer.Observed = append(answer.Observed, observedAnswer{one.Addr.String(), one.Peers})
+	}
 	for p, limit := range state.Relays {
 		answer.Relays = append(answer.Relays, relayAnswer{p.String(), limit.Duration.Seconds(), limit.Data})
 	}

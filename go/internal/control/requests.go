@@ -9,6 +9,8 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
+
+	"hivemind/p2pd/internal/config"
 )
 
 // request is the payload of a REQUEST: an op with those of the fields it takes.
@@ -23,6 +25,7 @@ type request struct {
 	Peer        string   `json:"peer"`
 	Addrs       []string `json:"addrs"`
 	Timeout     float64  `json:"timeout"`
+	Peers       []string `json:"peers"`
 }
 
 type helloAnswer struct {
@@ -124,6 +127,8 @@ func (c *conn) fast(req *request) (any, error) {
 		return srv.reachability(), nil
 	case "addrs":
 		return map[string]any{"addrs": Texts(srv.network.Addrs())}, nil
+	case "relay_allow":
+		return c.allowRelaying(req)
 	case "stats":
 		return srv.stats(), nil
 	case "shutdown":
@@ -133,6 +138,18 @@ func (c *conn) fast(req *request) (any, error) {
 		return struct{}{}, nil
 	}
 	return nil, faultf(CodeBadRequest, "unknown op %q", req.Op)
+}
+
+// allowRelaying says who may use this relay. A list that is missing is an error: it must not open a closed relay.
+func (c *conn) allowRelaying(req *request) (any, error) {
+	if req.Peers == nil {
+		return nil, faultf(CodeBadRequest, "peers: no list")
+	}
+	ids, err := config.PeerIDs(req.Peers)
+	if err != nil {
+		return nil, faultf(CodeBadRequest, "peers: %s", err)
+	}
+	return struct{}{}, c.server.network.AllowRelaying(ids)
 }
 
 // slowOps are the requests that wait for the network.

@@ -24,17 +24,28 @@ type Stats struct {
 	Goroutines int    `json:"goroutines"`
 	Heap       uint64 `json:"heap"` // memory of live and dead objects
 	System     uint64 `json:"system"`
+	// Of a relay; 0 for other peers.
+	RelayReservations int64 `json:"relay_reservations"` // peers that are reached through this one now
+	RelayCircuits     int64 `json:"relay_circuits"`     // connections that go through it now
+	RelayAllCircuits  int64 `json:"relay_all_circuits"` // since the start
+	RelayBytes        int64 `json:"relay_bytes"`        // relayed
+	RelayRefused      int64 `json:"relay_refused"`      // reservations and circuits
 }
 
 func (srv *Server) stats() *Stats {
 	var memory runtime.MemStats
 	runtime.ReadMemStats(&memory)
 	in, out := srv.network.Traffic()
-	return &Stats{
+	answer := &Stats{
 		UnaryOut: srv.counters.unaryOut.Load(), UnaryIn: srv.counters.unaryIn.Load(),
 		StreamsOut: srv.counters.streamsOut.Load(), StreamsIn: srv.counters.streamsIn.Load(),
 		InFlight: srv.active.Load(), Peers: len(srv.network.Peers()),
 		BytesIn: in, BytesOut: out,
 		Goroutines: runtime.NumGoroutine(), Heap: memory.HeapAlloc, System: memory.Sys,
 	}
+	if relayed := srv.network.Relayed(); relayed != nil {
+		answer.RelayReservations, answer.RelayCircuits = relayed.Reservations, relayed.Circuits
+		answer.RelayAllCircuits, answer.RelayBytes, answer.RelayRefused = relayed.AllCircuits, relayed.Bytes, relayed.Refused
+	}
+	return answer
 }

@@ -66,7 +66,8 @@ func (n *Node) join(ctx context.Context, peers []peer.AddrInfo) error {
 			}
 			texts = append(texts, err.Error())
 		case <-ctx.Done():
-			texts = append(texts, "no answer in time from the others of "+strings.Join(addrTexts(peers), ", "))
+			late := fmt.Errorf("%w: no answer in time from the others of %s", ctx.Err(), strings.Join(addrTexts(peers), ", "))
+			texts = append(texts, hint(n.private, late).Error())
 			return errors.New("failed to connect to bootstrap peers: " + strings.Join(texts, "; "))
 		}
 	}

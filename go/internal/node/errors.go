@@ -58,6 +58,24 @@ func classifyConnect(p peer.ID, err error) error {
 	return fmt.Errorf("%w: %s", ErrUnreachable, dialText(p, err))
 }
 
+// handshakeText is in the library's error when a connection was made, but the two sides did not understand each other.
+const handshakeText = "failed to negotiate security protocol"
+
+// hint adds what a swarm key may have to do with a failed connection: without the right one, the other side is noise.
+func hint(private bool, err error) error {
+	if err == nil || errors.Is(err, ErrNotFound) {
+		return err
+	}
+	handshake := strings.Contains(err.Error(), handshakeText)
+	switch {
+	case private && (handshake || errors.Is(err, context.DeadlineExceeded)):
+		return fmt.Errorf("%w (this peer has a swarm key: it connects only to peers that have the same one; compare their fingerprints)", err)
+	case handshake:
+		return fmt.Errorf("%w (the other side may be in a private swarm, for which a swarm key is needed, or be no libp2p peer)", err)
+	}
+	return err
+}
+
 func errSelf(p peer.ID) error {
 	return fmt.Errorf("%w: dial to self attempted: %s is this peer", ErrUnreachable, p)
 }

@@ -78,7 +78,15 @@ func newHost(cfg *config.Config, key crypto.PrivKey, counter *traffic) (host.Hos
 		libp2p.WithDialTimeout(cfg.DialTimeout.Duration()),
 		libp2p.Muxer(yamux.ID, muxer()),
 		libp2p.Transport(tcp.NewTCPTransport),
-		libp2p.Transport(newQUIC),
+	}
+	secret, err := cfg.PrivateNetwork()
+	if err != nil {
+		return nil, fmt.Errorf("swarm_key: %w", err)
+	}
+	if secret != nil {
+		options = append(options, libp2p.PrivateNetwork(secret)) // QUIC has no place for the key
+	} else {
+		options = append(options, libp2p.Transport(newQUIC))
 	}
 	options = append(options, securityOptions(cfg)...)
 	options = append(options, addressOptions(cfg)...)

@@ -1,12 +1,10 @@
 package node
 
 import (
-	"fmt"
 	"net/netip"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
-	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
@@ -95,24 +93,6 @@ func allowRelaying(limits *rcmgr.PartialLimitConfig, cfg *config.Config) {
 	limits.ServicePeer = map[string]rcmgr.ResourceLimits{relay.ServiceName: onePeer}
 	limits.Protocol = map[protocol.ID]rcmgr.ResourceLimits{circuit.ProtoIDv2Hop: all, circuit.ProtoIDv2Stop: all}
 	limits.ProtocolPeer = map[protocol.ID]rcmgr.ResourceLimits{circuit.ProtoIDv2Hop: onePeer, circuit.ProtoIDv2Stop: onePeer}
-}
-
-// newRelayService relays for others from now on. The library's own would wait for a verdict of AutoNAT, and then have its own limits.
-func newRelayService(h host.Host, cfg *config.Config) (*relay.Relay, error) {
-	service, err := relay.New(h, relay.WithResources(relay.Resources{
-		Limit:           &relay.RelayLimit{Duration: cfg.RelayCircuitTime.Duration(), Data: cfg.RelayCircuitBytes},
-		ReservationTTL:  time.Hour,
-		MaxReservations: cfg.RelayReservations,
-		MaxCircuits:     cfg.RelayCircuits,
-		BufferSize:      cfg.RelayBuffer,
-		// A household, a laboratory or a provider may have as many peers as all others together.
-		MaxReservationsPerIP:  cfg.RelayReservations,
-		MaxReservationsPerASN: cfg.RelayReservations,
-	}))
-	if err != nil {
-		return nil, fmt.Errorf("relay service: %w", err)
-	}
-	return service, nil
 }
 
 func connRateLimiter() *rate.Limiter { return rateLimiter(connRatePerIP, connBurstPerIP) }

@@ -16,7 +16,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
-	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"hivemind/p2pd/internal/config"
@@ -41,8 +40,10 @@ type Node struct {
 	log     *slog.Logger
 	traffic *traffic
 	reach   reach
+	seen    sightings
+	private bool           // it has a swarm key
 	relays  *relays        // nil if this peer is not to be reached through relays
-	service *circuit.Relay // nil if this peer does not relay for others
+	service *relayService  // nil if this peer does not relay for others
 	puncher *punch.Puncher // nil if relayed connections stay so
 	pushes  *pushes
 	alone   chan struct{} // wakes keepJoined
@@ -63,7 +64,9 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, erro
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{host: h, routed: h, log: log, traffic: counter, alone: make(chan struct{}, 1)}
+	n := &Node{
+		host: h, routed: h, log: log, traffic: counter, alone: make(chan struct{}, 1), private: cfg.SwarmKey != "",
+	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	if err := n.start(ctx, cfg); err != nil {
 		n.Close()
@@ -156,7 +159,7 @@ func (n *Node) Connect(ctx context.Context, p peer.AddrInfo) error {
 		h = n.host // a peer's own addresses are the newest: no search for others
 	}
 	if err := h.Connect(allowRelayed(ctx), p); err != nil {
-		return classifyConnect(p.ID, n.contextOr(ctx, p.ID, err))
+		return hint(n.private, classifyConnect(p.ID, n.contextOr(ctx, p.ID, err)))
 	}
 	n.awaitRouting(ctx, p.ID)
 	return nil
@@ -224,7 +227,7 @@ func (n *Node) Open(ctx context.Context, p peer.ID, handler string) (network.Str
 	defer cancel()
 	stream, err := n.routed.NewStream(allowRelayed(ctx), p, protocol.ID(handler))
 	if err != nil {
-		return nil, classifyOpen(p, handler, n.contextOr(ctx, p, err))
+		return nil, hint(n.private, classifyOpen(p, handler, n.contextOr(ctx, p, err)))
 	}
 	return stream, nil
 }

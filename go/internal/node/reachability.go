@@ -37,6 +37,12 @@ type Reachability struct {
 	Forced  bool                   // the verdict is the configuration's
 	Relays  map[peer.ID]RelayLimit // those that hold a reservation for this peer
 	Addrs   []ReachAddr            // advertised addresses
+	// NATOfTCP and NATOfUDP are the types of the NAT between this peer and the internet.
+	NATOfTCP, NATOfUDP string
+	// Observed are the addresses at which peers have seen this one.
+	Observed []ObservedAddr
+	// Widest is the scope of the farthest peer that has been connected; "" before there was one.
+	Widest string
 }
 
 // ReachAddr is an advertised address and what peers that dialled it have said: one of the verdicts, "relayed" for an address by way
@@ -98,6 +104,7 @@ func (r *reach) stateOf(addr ma.Multiaddr) string {
 // Reachability is what is known now.
 func (n *Node) Reachability() Reachability {
 	state := Reachability{Verdict: n.reach.verdict(), Forced: n.reach.forced != ""}
+	n.addObserved(&state)
 	if n.relays != nil {
 		state.Relays = n.relays.inUse()
 	}
@@ -188,10 +195,13 @@ func (n *Node) follow(what any) {
 			n.pokeJoin()
 		}
 		return
-	case event.EvtPeerIdentificationCompleted, event.EvtPeerProtocolsUpdated: // it may offer to relay
-		if n.relays != nil && len(n.relays.inUse()) < relaysWanted {
-			n.relays.poke()
-		}
+	case event.EvtPeerIdentificationCompleted:
+		n.seen.take(finding.Conn, finding.ObservedAddr)
+		n.tellReachability()
+		n.mayRelay()
+		return
+	case event.EvtPeerProtocolsUpdated:
+		n.mayRelay()
 		return
 	}
 	if n.relays != nil {
@@ -200,10 +210,19 @@ func (n *Node) follow(what any) {
 	n.tellReachability()
 }
 
+// mayRelay looks again for relays where they are wanting: a peer may offer to be one.
+func (n *Node) mayRelay() {
+	if n.relays != nil && len(n.relays.inUse()) < relaysWanted {
+		n.relays.poke()
+	}
+}
+
 // tellReachability logs a new verdict and calls the watchers if anything is new.
 func (n *Node) tellReachability() {
 	state := n.Reachability()
-	text := fmt.Sprint(state)
+	known := state
+	known.Observed = nil // any peer may claim another one
+	text := fmt.Sprint(known)
 	n.reach.mu.Lock()
 	news, verdict := text != n.reach.told, state.Verdict != n.reach.logged
 	n.reach.told, n.reach.logged = text, state.Verdict

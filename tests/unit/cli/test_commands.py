@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,10 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from hivemind.cli import dht, main
+from hivemind.cli import dht, main, relay
+from hivemind.cli.allowlist import AllowlistFile
 from hivemind.cli.running import guarded
+from hivemind.cli.serving import peer_options
+from hivemind.cli.sizes import parse_bytes
 from hivemind.errors import BootstrapError, ConfigError
 from hivemind.identity import PeerID
+from hivemind.p2p import SwarmKey
+
+PEERS = [
+    PeerID.from_base58("12D3KooWDLXAnf92spivnVheW2jr1DtRKfd5AGGgDT3XTG3BRnqi"),
+    PeerID.from_base58("QmdfEoUBnf8kvDCYZWDUUSr8pLGkQiAWY7pxpvqxA8hPMY"),
+]
 
 
 def run(*arguments: str) -> int:
@@ -23,14 +33,14 @@ def run(*arguments: str) -> int:
     return code
 
 
-@pytest.mark.parametrize("module", ["main", "dht", "relay", "doctor", "identity"])
+@pytest.mark.parametrize("module", ["main", "dht", "relay", "doctor", "identity", "swarm_key"])
 def test_no_command_loads_torch(module: str) -> None:
     code = f"import sys, hivemind.cli.{module}; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "False"]
 
 
-@pytest.mark.parametrize("command", ["dht", "relay", "doctor", "identity", "version"])
+@pytest.mark.parametrize("command", ["dht", "relay", "doctor", "identity", "swarm-key", "version"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     assert f"usage: hivemind {command}" in capsys.readouterr().out
@@ -39,7 +49,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    assert all(f"\n  {command} " in shown for command in ("dht", "relay", "doctor", "identity", "version"))
+    assert all(f"\n  {command} " in shown for command in ("dht", "relay", "doctor", "identity", "swarm-key", "version"))
     assert run("--version") == 0
     assert capsys.readouterr().out.startswith("hivemind 2.")
     assert run("no-such-command") == 2
@@ -98,6 +108,90 @@ def test_errors_become_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     with pytest.raises(ZeroDivisionError):
         guarded("tool", lambda: fail(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("65536", 65536), ("500MB", 500_000_000), ("1.5 GB", 1_500_000_000), ("16GiB", 16 * 2**30), ("2KiB", 2048)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1e3", "16 gigs", "16Gi", "1B2"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="16GiB"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--max_reservations", "0"], "max_reservations"),
+        (["--max_circuits", "many"], "max_circuits"),
+        (["--circuit_bytes", "16 gigs"], "circuit_bytes"),
+        (["--circuit_seconds", "0"], "circuit_seconds"),
+        (["--buffer_bytes", "2MiB"], "buffer_bytes"),
+    ],
+)
+def test_wrong_limits_of_a_relay(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        relay.main(arguments)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_allowlists(tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "members"
+    path.write_text(f"# the laboratory\n{PEERS[0]}  # ann\n\n")
+    allowlist = AllowlistFile(path)
+    assert allowlist.read() == (PEERS[0],)
+    assert allowlist.read_if_changed() is None
+    path.write_text(f"{PEERS[0]}\n{PEERS[1]}\n")
+    assert allowlist.read_if_changed() == (PEERS[0], PEERS[1])
+    assert allowlist.read_if_changed() is None
+    path.write_text(f"{PEERS[0]}\nnobody\n")
+    assert allowlist.read_if_changed() is None
+    assert "members line 2" in caplog.text
+    path.unlink()
+    assert allowlist.read_if_changed() is None
+    for content, code, words in ((None, 1, "members"), ("nobody", 2, "members line 1")):
+        if content is not None:
+            path.write_text(content)
+        assert run("relay", "--allowlist", str(path)) == code
+        assert words in capsys.readouterr().err
+
+
+def test_swarm_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "swarm.key"
+    assert run("swarm-key", "make", str(path)) == 0
+    made = capsys.readouterr()
+    assert made.err == ""
+    key = SwarmKey.read(path)
+    assert made.out == f"{key.fingerprint}\n"
+    assert path.stat().st_mode & 0o777 == 0o400
+    assert run("swarm-key", "make", str(path)) == 2
+    assert run("swarm-key", "show", str(path)) == 0
+    assert made.out in capsys.readouterr().out
+    os.chmod(path, 0o644)
+    assert run("swarm-key", "show", str(path)) == 0
+    assert "chmod 400" in capsys.readouterr().err
+    assert run("swarm-key", "make", str(tmp_path / "missing" / "swarm.key")) == 1
+    (tmp_path / "text").write_text("no key")
+    assert run("swarm-key", "show", str(tmp_path / "text")) == 2
+    for command in ("dht", "relay"):
+        assert run(command, "--swarm_key_path", str(tmp_path / "text")) == 2
+        assert "swarm_key_path" in capsys.readouterr().err
+
+
+def test_a_private_relay_does_not_ask_for_quic(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    relay.add_options(parser)
+    assert len(peer_options(parser.parse_args([]))["host_maddrs"]) == 2
+    arguments = ["--swarm_key_path", "swarm.key"]
+    assert peer_options(parser.parse_args(arguments))["host_maddrs"] == ["/ip4/0.0.0.0/tcp/0"]
+    hosts = ["/ip4/0.0.0.0/tcp/1", "/ip4/0.0.0.0/udp/1/quic-v1"]
+    assert peer_options(parser.parse_args([*arguments, "--host_maddrs", *hosts]))["host_maddrs"] == hosts
 
 
 def test_identity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

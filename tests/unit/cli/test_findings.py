@@ -56,7 +56,7 @@ def test_addresses(addresses: list[str], verdict: Verdict, words: str) -> None:
 )
 def test_reachability(verdict: str, relayed: bool, expected: Verdict, words: str) -> None:
     relays = (RelayInUse(PeerID.from_base58(PEER), 1800, 1 << 34),) if relayed else ()
-    found = judge_reachability(Reachability(verdict, False, relays, {}, 1, 0))
+    found = judge_reachability(Reachability(verdict, False, relays, {}, 1, 0, 0))
     assert found.verdict is expected
     assert words in str(found)
 

@@ -10,7 +10,7 @@ from multiaddr import Multiaddr
 
 from hivemind.config import make_options
 from hivemind.errors import ConfigError
-from hivemind.p2p import P2P, P2PConfig
+from hivemind.p2p import P2P, P2PConfig, RelayLimits
 from hivemind.p2p.daemon import daemon_config
 
 PEER = "12D3KooWPci6KpjAHoo6UrZgu2mxg5JudqfLwifUXsnC2D8isJL6"
@@ -35,6 +35,9 @@ PEER = "12D3KooWPci6KpjAHoo6UrZgu2mxg5JudqfLwifUXsnC2D8isJL6"
         ("tls", "yes"),
         ("no_listen", None),
         ("relay_service", "yes"),
+        # without relay_service they would have no effect
+        ("relay_limits", RelayLimits()),
+        ("relay_allowlist", [PEER]),
         ("trusted_relays", ["/ip4/1.2.3.4/tcp/1"]),
         # without use_auto_relay they would have no effect
         ("trusted_relays", [f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"]),
@@ -61,6 +64,52 @@ def test_relay_options_reach_the_daemon() -> None:
     assert [content[name] for name in names] == [True, True, [relay], "private"]
     probe = daemon_config(config, ephemeral=True)
     assert [probe[name] for name in names] == [False, False, [], ""]
+
+
+def test_limits_of_a_relay() -> None:
+    limits = RelayLimits(max_reservations=1, max_circuits=2, circuit_bytes=3, circuit_seconds=4.5, buffer_bytes=6)
+    content = daemon_config(P2PConfig(relay_service=True, relay_limits=limits, relay_allowlist=[PEER]))
+    expected: dict[str, Any] = {
+        "relay_reservations": 1,
+        "relay_circuits": 2,
+        "relay_circuit_bytes": 3,
+        "relay_circuit_time": 4.5,
+        "relay_buffer": 6,
+        "relay_allow": [PEER],
+    }
+    assert {name: content[name] for name in expected} == expected
+    assert daemon_config(P2PConfig(relay_service=True))["relay_allow"] is None
+    assert daemon_config(P2PConfig(relay_service=True, relay_allowlist=()))["relay_allow"] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_reservations", 0),
+        ("max_reservations", 70000),
+        ("max_circuits", True),
+        ("circuit_bytes", 1.5),
+        ("circuit_seconds", 0.5),
+        ("circuit_seconds", 90000),
+        ("circuit_seconds", float("nan")),
+        ("buffer_bytes", 2**21),
+    ],
+)
+def test_a_wrong_limit_names_itself(option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=option):
+        RelayLimits(**{option: value})
+
+
+@pytest.mark.parametrize("value", [{"max_circuits": 5}, 5])
+def test_limits_are_relay_limits(value: Any) -> None:
+    with pytest.raises(ConfigError, match="RelayLimits"):
+        P2PConfig(relay_service=True, relay_limits=value)
+
+
+@pytest.mark.parametrize("value", [["nobody"], 7, (each for each in [PEER]), [7]])
+def test_an_allowlist_is_of_peer_ids(value: Any) -> None:
+    with pytest.raises(ConfigError, match="relay_allowlist"):
+        P2PConfig(relay_service=True, relay_allowlist=value)
 
 
 def test_an_unknown_option_names_the_nearest() -> None:
@@ -138,9 +187,16 @@ def test_options_reach_the_daemon(tmp_path: Path) -> None:
         "auto_relay": False,
         "trusted_relays": [],
         "relay_service": False,
+        "relay_reservations": 512,
+        "relay_circuits": 64,
+        "relay_circuit_bytes": 16 * 2**30,
+        "relay_circuit_time": 1800.0,
+        "relay_buffer": 65536,
+        "relay_allow": None,
+        "swarm_key": "",
         "force_reachability": "",
-        "bootstrap_timeout": 9.0,
-        "dial_timeout": 9.0,
+        "bootstrap_timeout": 8.5,
+        "dial_timeout": 7.5,
         "max_unary": 1_000_000,
         "log_level": content["log_level"],
     }
