@@ -1,132 +1,90 @@
-"""Peers behind two routers reach each other: through a relay, or directly where a hole was punched."""
+"""Every kind of router against every other: each peer calls each by its id alone, directly where that can be."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.nat_lab import PUBLIC_IP, NatLab, why_not
+from tests.support.nat_lab import KINDS, NatLab
+from tests.support.nat_peer import BEHIND_NAT, NatPeer, Place, start_all
 from tests.support.waiting import eventually_sync
 
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 90.0
-PAIRS = [("cone", "cone"), ("cone", "symmetric"), ("symmetric", "cone"), ("symmetric", "symmetric")]
+#: How two peers are connected in the end. "direct": one has a public address, or they share a router. "punched": both
+#: routers were made to expect the other. "relayed": one router has another port for each destination, and the other
+#: lets in only the ports that it was told of, which nobody can know beforehand.
+DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"
+#: Seconds in which a connection that was relayed at first is direct.
+SOON = 30.0
+SAME_ROUTER = ("same router", "same router")
+#: What cannot be relied on yet: calls between these are relayed at least.
+NOT_YET = {PUNCHED, SAME_ROUTER}
+PAIRS = [SAME_ROUTER, *((caller, callee) for caller in KINDS for callee in KINDS)]
 
-_reason = why_not()
-pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(_reason is not None, reason=_reason or "")]
+
+def expected(one: str, other: str) -> str:
+    kinds = {one, other}
+    if kinds & {"none", "same router"}:
+        return DIRECT
+    return RELAYED if "symmetric" in kinds and "full cone" not in kinds else PUNCHED
 
 
-class Peer:
-    """A process with a peer inside a namespace; a context manager that ends it."""
+class Table:
+    """Two peers behind routers of each kind and two behind the same, and lines of what was measured."""
 
-    def __init__(self, lab: NatLab, place: str, **options: Any) -> None:
-        self._process = subprocess.Popen(
-            [*lab.inside(place), sys.executable, "-m", "tests.support.nat_peer", json.dumps(options)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, lab: NatLab, inside: Callable[[str], Place], relays: list[NatPeer], stack: ExitStack) -> None:
+        sites = [lab.add_site("shared", "port-restricted", peers=2)]
+        sites += [lab.add_site(f"{kind[:4].strip()}{each}", kind) for kind in KINDS for each in range(2)]
+        places = [inside(place) for site in sites for place in site.peers]
+        joined = [address for relay in relays for address in relay.addresses]
+        # as clients of the routing they meet nobody before they are called
+        peers = start_all(stack, places, initial_peers=joined, dht_mode="client", **BEHIND_NAT)
+        kinds = ["same router", *KINDS]
+        self._peers = {kind: (peers[2 * each], peers[2 * each + 1]) for each, kind in enumerate(kinds)}
+        self.lines: list[tuple[str, str, str, str, str]] = []
+        for peer in peers:
+            peer.await_relays()
 
-    def ready(self) -> Peer:
-        """Wait until it is; it then has an id and addresses."""
-        line = self._read()
-        self.id: str = line["id"]
-        self.addresses: list[str] = line["addresses"]
-        return self
+    def pair(self, caller: str, callee: str) -> tuple[NatPeer, NatPeer]:
+        """Peers that no other pair consists of."""
+        if caller == callee:
+            return self._peers[caller]
+        which = 0 if list(KINDS).index(caller) < list(KINDS).index(callee) else 1
+        return self._peers[caller][which], self._peers[callee][which]
 
-    def ask(self, **request: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the peer has ended"
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(PATIENCE)
-        finally:
-            self._process.kill()
-            self._process.wait()
-            self._process.stdout.close()
+    def __str__(self) -> str:
+        head = ("caller behind", "callee behind", "first call", "connected", "direct after")
+        return "\n".join("| {:<15} | {:<15} | {:>10} | {:<9} | {:>12} |".format(*line) for line in (head, *self.lines))
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[NatLab]:
-    with NatLab() as lab:
-        yield lab
+def table(
+    lab: NatLab,
+    inside: Callable[[str], Place],
+    relays: list[NatPeer],
+    cleanup: ExitStack,
+    say: Callable[[str], None],
+) -> Iterator[Table]:
+    table = Table(lab, inside, relays, cleanup)
+    yield table
+    say(f"\n{table}\n")
 
 
-@pytest.fixture(scope="module")
-def relay(lab: NatLab) -> Iterator[Peer]:
-    hosts = [f"/ip4/{PUBLIC_IP}/tcp/4001", f"/ip4/{PUBLIC_IP}/udp/4001/quic-v1"]
-    options: dict[str, Any] = {"host_maddrs": hosts, "relay_service": True, "force_reachability": "public"}
-    with Peer(lab, "pub", **options, nat_port_map=False, startup_timeout=PATIENCE) as peer:
-        yield peer.ready()
-
-
-@pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
-    """Lines that are printed when all pairs are done."""
-    lines = [f"{'A':<10} {'B':<10} {'first A->B':>10} {'first B->A':>10}  then"]
-    yield lines
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\n\n" + "\n".join(lines))
-
-
-def has_relay(peer: Peer, relay: Peer) -> bool:
-    state = peer.ask(state=relay.id)
-    return relay.id in state["relays"] and "relayed" in state["addresses"].values()
-
-
-def first_call(caller: Peer, callee: Peer) -> float:
-    """Seconds until a call has been answered. The relay has to hear of a fresh peer's addresses first."""
+@pytest.mark.parametrize("kinds", PAIRS, ids=" to ".join)
+def test_two_peers_reach_each_other(table: Table, kinds: tuple[str, str]) -> None:
+    caller, callee = table.pair(*kinds)
+    assert not caller.ways_to(callee), "they have met before"
     begun = time.monotonic()
-    eventually_sync(lambda: "seconds" in caller.ask(call=callee.id), "an answer", seconds=PATIENCE)
-    return time.monotonic() - begun
-
-
-@pytest.mark.parametrize("nats", PAIRS, ids="-".join)
-def test_peers_behind_two_routers_reach_each_other(
-    lab: NatLab, relay: Peer, table: list[str], nats: tuple[str, str]
-) -> None:
-    lab.set_nats(*nats)
-    options: dict[str, Any] = {
-        "initial_peers": relay.addresses,
-        "host_maddrs": ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"],
-        "use_auto_relay": True,
-        "nat_port_map": False,
-        "startup_timeout": PATIENCE,
-    }
-    with ExitStack() as stack:
-        a, b = (stack.enter_context(Peer(lab, place, **options)) for place in ("peerA", "peerB"))
-        for peer in (a.ready(), b.ready()):
-            eventually_sync(partial(has_relay, peer, relay), "a relay", seconds=PATIENCE)
-        there, back = first_call(a, b), first_call(b, a)
-        state = a.ask(state=b.id)
-        assert state["connections"], "the connection did not last"
-        again = a.ask(call=b.id)
-        assert "error" not in again, again
-        way = f"direct {state['direct'][0]}" if state["direct"] else "relayed"
-        table.append(f"{nats[0]:<10} {nats[1]:<10} {there:9.2f}s {back:9.2f}s  {way}")
+    first = caller.call(callee)
+    way, after = expected(*kinds), ""
+    if way in NOT_YET or kinds in NOT_YET:
+        way = f"{way} or {RELAYED}"
+    elif way != RELAYED:
+        eventually_sync(lambda: caller.direct_ways_to(callee), f"{way} connection", seconds=SOON)
+        after = f"{time.monotonic() - begun:.2f} s"
+    else:
+        assert not caller.direct_ways_to(callee)
+    callee.call(caller)
+    table.lines.append((*kinds, f"{first:.2f} s", way, after))
