@@ -20,7 +20,7 @@ DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"
 SOON = 30.0
 SAME_ROUTER = ("same router", "same router")
 #: What cannot be relied on yet: calls between these are relayed at least.
-NOT_YET = {PUNCHED, SAME_ROUTER}
+NOT_YET: set[object] = set()
 PAIRS = [SAME_ROUTER, *((caller, callee) for caller in KINDS for callee in KINDS)]
 
 
