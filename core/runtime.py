@@ -22,7 +22,7 @@ from hivemind.clock import Deadline
 from hivemind.errors import DeadlineExceeded, RuntimeClosedError
 from hivemind.log import get_logger
 
-__all__ = ["HivemindFuture", "Runtime", "get_runtime", "in_pool", "wait_for"]
+__all__ = ["HivemindFuture", "Runtime", "get_runtime", "in_pool", "pool_backlog", "wait_for"]
 
 logger = get_logger(__name__)
 
@@ -270,6 +270,12 @@ def _get_pool() -> concurrent.futures.ThreadPoolExecutor:
                 max_workers=max(2, min(8, os.cpu_count() or 2)), thread_name_prefix="hivemind-pool"
             )
         return _pool
+
+
+def pool_backlog() -> int:
+    """Pieces of work that wait for a thread of the pool. Thread-safe."""
+    pool = _pool
+    return 0 if pool is None else pool._work_queue.qsize()
 
 
 async def in_pool(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -5,10 +5,12 @@ from hivemind.identity import PeerID, PeerInfo
 from hivemind.p2p.auth import AllowlistAuthorizer, AuthorizerBase, AuthRole, AuthRPCWrapper
 from hivemind.p2p.binary import StreamInfo
 from hivemind.p2p.config import P2PConfig, as_peer_ids
+from hivemind.p2p.exposition import metrics_text
 from hivemind.p2p.faults import Fault
 from hivemind.p2p.identity_file import ensure_identity, read_peer_id
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE
 from hivemind.p2p.memory import MemoryNetwork, MemoryTransport
+from hivemind.p2p.metrics import CallStats, P2PMetrics, PeerStats, ProtocolStats
 from hivemind.p2p.p2p import P2P
 from hivemind.p2p.process import find_binary
 from hivemind.p2p.reachability import Reachability, RelayInUse
@@ -28,6 +30,7 @@ __all__ = [
     "AuthRPCWrapper",
     "AuthRole",
     "AuthorizerBase",
+    "CallStats",
     "ControlFailure",
     "DispatchFailure",
     "Fault",
@@ -38,8 +41,11 @@ __all__ = [
     "P2PContext",
     "P2PDaemonError",
     "P2PHandlerError",
+    "P2PMetrics",
     "PeerID",
     "PeerInfo",
+    "PeerStats",
+    "ProtocolStats",
     "Reachability",
     "RelayInUse",
     "RelayLimits",
@@ -53,5 +59,6 @@ __all__ = [
     "as_peer_ids",
     "ensure_identity",
     "find_binary",
+    "metrics_text",
     "read_peer_id",
 ]

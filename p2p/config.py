@@ -18,6 +18,7 @@ from hivemind.identity import PeerID
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE
 from hivemind.p2p.relay_limits import RelayLimits
 from hivemind.p2p.swarm_key import SwarmKey
+from hivemind.p2p.watch import SLOW_SECONDS
 
 __all__ = ["P2PConfig", "as_multiaddrs", "as_peer_ids"]
 
@@ -33,6 +34,8 @@ _FLAGS = (
     "use_ipfs",
     "no_listen",
     "restart",
+    "metrics_public",
+    "pprof",
 )
 
 
@@ -89,6 +92,26 @@ class P2PConfig:
     persistent_conn_max_msg_size: int = DEFAULT_MAX_MSG_SIZE
     #: start the daemon again if it dies: the same peer, on the same ports where they are free, with the same handlers
     restart: bool = False
+    #: what one peer may have at once (docs/limits.md): calls that handlers work on, more are answered with `PeerBusy`
+    max_peer_calls: int = 512
+    #: open streams, calls included
+    max_peer_streams: int = 1024
+    #: bytes of its requests and messages that are held for handlers; more wait unread
+    max_peer_bytes: int = 256 * 1024 * 1024
+    #: what a peer may be refused (calls and streams over its limits, protocols unknown here, garbage) before it is
+    #: slowed down, and dropped if it goes on; 20 a second are forgotten. 0 = never
+    flood_limit: int = 2048
+    #: seconds for which a peer is refused that was dropped so
+    flood_ban_seconds: float = 60.0
+    #: seconds after which a unary handler that still runs is named in the log
+    slow_handler_seconds: float = SLOW_SECONDS
+    #: where the daemon serves Prometheus text (docs/metrics.md): ``"127.0.0.1:9100"``, port 0 takes a free one, or
+    #: ``"unix:/path/to/socket"``; see `P2P.metrics_address`
+    metrics: str | None = None
+    #: allow ``metrics`` on an address that others can reach: they can read all of it
+    metrics_public: bool = False
+    #: serve Go's profiles of the daemon there too, under ``/debug/pprof/``
+    pprof: bool = False
     #: do not listen: a node that only calls
     no_listen: bool = False
     #: the secret of a private swarm: a key, or the content of its file. Only peers that have it can connect; over TCP
@@ -110,6 +133,13 @@ class P2PConfig:
         check_seconds("idle_timeout", self.idle_timeout, zero=True)
         check_seconds("startup_timeout", self.startup_timeout)
         check_count("persistent_conn_max_msg_size", self.persistent_conn_max_msg_size, least=1024)
+        check_count("max_peer_calls", self.max_peer_calls)
+        check_count("max_peer_streams", self.max_peer_streams, least=16)
+        check_count("max_peer_bytes", self.max_peer_bytes, least=1024 * 1024)
+        check_count("flood_limit", self.flood_limit, least=0)
+        check_seconds("flood_ban_seconds", self.flood_ban_seconds)
+        check_seconds("slow_handler_seconds", self.slow_handler_seconds)
+        self._check_metrics()
         self._freeze_addresses()
         self._check_identity_path()
         self._check_relays()
@@ -117,6 +147,28 @@ class P2PConfig:
         for name in ("quic", "use_relay_hop", "use_relay_discovery"):
             if getattr(self, name) is not None:
                 warnings.warn(f"P2P option {name} has no effect and will be removed", DeprecationWarning, stacklevel=4)
+
+    def _check_metrics(self) -> None:
+        if self.metrics is None:
+            for name in ("metrics_public", "pprof"):
+                if getattr(self, name):
+                    raise ConfigError(name, True, "False without metrics, which says where")
+            return
+        allowed = "an address such as '127.0.0.1:9100' or '[::1]:0', or 'unix:' and an absolute path"
+        if not isinstance(self.metrics, str):
+            raise ConfigError("metrics", self.metrics, allowed)
+        if self.metrics.startswith("unix:/"):
+            return
+        host, _, port = self.metrics.rpartition(":")
+        try:
+            address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+            known = 0 <= int(port) <= 65535
+        except ValueError:
+            known = False
+        if not known:
+            raise ConfigError("metrics", self.metrics, allowed)
+        if not address.is_loopback and not self.metrics_public:
+            raise ConfigError("metrics", self.metrics, "a loopback address, or metrics_public=True")
 
     def _freeze_addresses(self) -> None:
         object.__setattr__(

@@ -14,6 +14,7 @@ from hivemind.errors import ControlFailure, DeadlineExceeded, HivemindError, Pee
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p.calls import Numbers, error_of
+from hivemind.p2p.exposition import track
 from hivemind.p2p.framing import (
     MAX_FRAME,
     VERSION,
@@ -30,6 +31,7 @@ from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_STREAM_MESSAGE, WINDOW
 from hivemind.p2p.serving import answer, end_handlers, serve_stream
 from hivemind.p2p.streams import ControlStream
 from hivemind.p2p.transport import Buffer, Mode, StreamHandler, UnaryHandler
+from hivemind.p2p.watch import HandlerWatch
 
 __all__ = ["ControlClient"]
 
@@ -50,15 +52,22 @@ class ControlClient(asyncio.BufferedProtocol):
 
     :param on_lost: called once when the connection is gone; it must see to it that `fail` is called
     :param on_event: called with each event
+    :param watch: times the handlers; by default one of its own
     """
 
     def __init__(
-        self, on_lost: Callable[[], None], on_event: Callable[[Mapping[str, Any]], None] | None = None
+        self,
+        on_lost: Callable[[], None],
+        on_event: Callable[[Mapping[str, Any]], None] | None = None,
+        *,
+        watch: HandlerWatch | None = None,
     ) -> None:
+        self.watch = watch or HandlerWatch()
         self.window = WINDOW
         self.max_message = MAX_STREAM_MESSAGE
         self.max_unary = DEFAULT_MAX_MSG_SIZE
         self.peer_id: PeerID | None = None
+        self.metrics_address: str | None = None
         self._on_lost = on_lost
         self._on_event = on_event
         self._loop = asyncio.get_running_loop()
@@ -75,6 +84,7 @@ class ControlClient(asyncio.BufferedProtocol):
         self._scope = TaskScope("handlers of P2P")
         self._room: asyncio.Future[None] | None = None
         self._over: HivemindError | None = None
+        track(self)
 
     # -- asyncio.BufferedProtocol ----------------------------------------------------------------------------------
 
@@ -145,6 +155,11 @@ class ControlClient(asyncio.BufferedProtocol):
 
     def writable(self) -> asyncio.Future[None] | None:
         return self._room
+
+    @property
+    def open_streams(self) -> int:
+        """Calls and streams under way, both ways."""
+        return len(self._streams)
 
     def forget(self, number: int) -> None:
         self._streams.pop(number, None)
@@ -243,6 +258,7 @@ class ControlClient(asyncio.BufferedProtocol):
         self.max_message = int(limits["max_message"])
         self.max_unary = int(limits["max_unary"])
         self.peer_id = PeerID.from_base58(limits["peer_id"])
+        self.metrics_address = limits["metrics"] or None
 
     async def request(self, op: str, *, deadline: Deadline | None = None, **content: object) -> dict[str, Any]:
         """A request of the protocol and its answer.
@@ -330,7 +346,7 @@ class ControlClient(asyncio.BufferedProtocol):
         self.check()
         if name in self._handlers:
             raise error_of(10, f"handler for protocol {name} already set", "p2p daemon")
-        self._handlers[name] = (mode, handler)
+        self._handlers[name] = (mode, self.watch.watch(name, mode, handler))
         try:
             await self.request("listen", name=name, mode=int(mode), balanced=balanced, max_in_flight=0)
         except BaseException:
@@ -364,6 +380,7 @@ class ControlClient(asyncio.BufferedProtocol):
         if self._over is not None:
             return
         self._over = error
+        self.watch.close()
         for stream in list(self._streams.values()):
             stream.lost(error)
         requests, self._requests = self._requests, {}

@@ -35,6 +35,7 @@ from hivemind.p2p.relay_limits import RelayLimits
 from hivemind.p2p.restarts import Restarts
 from hivemind.p2p.swarm_key import SwarmKey
 from hivemind.p2p.transport import Buffer, Mode, Stream, StreamHandler, UnaryHandler
+from hivemind.p2p.watch import HandlerWatch
 
 __all__ = ["ControlTransport", "DaemonTransport", "daemon_config"]
 
@@ -74,6 +75,11 @@ class ControlTransport:
         """How often the daemon was started again."""
         return self._line.restarts
 
+    @property
+    def metrics_address(self) -> str | None:
+        """Where the daemon serves Prometheus text."""
+        return None if self._line.client is None else self._line.client.metrics_address
+
     async def start(self) -> None:
         raise NotImplementedError
 
@@ -111,29 +117,29 @@ class ControlTransport:
         await self._line.ask(connect, deadline, what)
 
     async def disconnect(self, peer: PeerID) -> None:
-        await self._request("disconnect", peer=str(peer))
+        await self.request("disconnect", peer=str(peer))
 
     async def peers(self) -> list[PeerInfo]:
-        found = await self._request("peers")
+        found = await self.request("peers")
         return [
             PeerInfo(PeerID.from_base58(each["id"]), tuple(Multiaddr(text) for text in each["addrs"] or ()))
             for each in found["peers"] or ()
         ]
 
     async def addresses(self) -> list[Multiaddr]:
-        found = await self._request("addrs")
+        found = await self.request("addrs")
         return [Multiaddr(text) for text in found["addrs"] or ()]
 
     async def reachability(self) -> Reachability:
         """What the daemon knows of the ways to this peer."""
-        return parse_reachability(await self._request("reachability"))
+        return parse_reachability(await self.request("reachability"))
 
     async def allow_relaying(self, peers: Iterable[PeerID]) -> None:
         """Say who may use this relay from now on."""
-        await self._request("relay_allow", peers=[str(each) for each in peers])
+        await self.request("relay_allow", peers=[str(each) for each in peers])
 
     async def stats(self) -> dict[str, int]:
-        return await self._request("stats")
+        return await self.request("stats")
 
     async def close(self) -> None:
         raise NotImplementedError
@@ -142,9 +148,10 @@ class ControlTransport:
         """See `Lifeline`."""
         raise NotImplementedError
 
-    async def _request(self, op: str, **content: object) -> dict[str, Any]:
-        deadline = _soon()
-        return await self._line.ask(lambda client: client.request(op, deadline=deadline, **content), deadline, op)
+    async def request(self, op: str, *, deadline: Deadline | None = None, **content: object) -> dict[str, Any]:
+        """Ask the daemon (docs/control-protocol.md, "Requests"), by default for what it knows at once."""
+        until = deadline or _soon()
+        return await self._line.ask(lambda client: client.request(op, deadline=until, **content), until, op)
 
 
 def _soon() -> Deadline:
@@ -160,6 +167,7 @@ class DaemonTransport(ControlTransport):
 
     def __init__(self, config: P2PConfig, *, ephemeral: bool = False) -> None:
         super().__init__()
+        self._line.watch = HandlerWatch(config.slow_handler_seconds)
         self._config = config
         self._ephemeral = ephemeral
         self._watch: ReachabilityWatch | None = None
@@ -181,7 +189,7 @@ class DaemonTransport(ControlTransport):
 
     async def allow_relaying(self, peers: Iterable[PeerID]) -> None:
         allowed = [str(each) for each in peers]
-        await self._request("relay_allow", peers=allowed)
+        await self.request("relay_allow", peers=allowed)
         self._relay_allow = allowed
 
     async def start(self) -> None:
@@ -344,6 +352,14 @@ def daemon_config(config: P2PConfig, *, ephemeral: bool = False) -> dict[str, An
         "auto_nat": config.auto_nat,
         "max_unary": config.persistent_conn_max_msg_size,
         "swarm_key": key.reveal() if isinstance(key, SwarmKey) else "",
+        "peer_calls": config.max_peer_calls,
+        "peer_streams": config.max_peer_streams,
+        "peer_bytes": config.max_peer_bytes,
+        "flood_limit": config.flood_limit,
+        "flood_ban": config.flood_ban_seconds,
+        "metrics_listen": config.metrics or "",
+        "metrics_public": config.metrics_public,
+        "pprof": config.pprof,
         "identity_path": "" if config.identity_path is None else str(Path(config.identity_path).absolute()),
         "log_level": "DEBUG" if verbose else "WARN",
     }
@@ -351,4 +367,5 @@ def daemon_config(config: P2PConfig, *, ephemeral: bool = False) -> dict[str, An
         content |= {"no_listen": True, "listen": [], "announce": [], "dht_mode": "client", "identity_path": ""}
         content |= {"nat_port_map": False, "auto_nat": False, "auto_relay": False, "trusted_relays": []}
         content |= {"relay_service": False, "relay_allow": None, "force_reachability": ""}
+        content |= {"metrics_listen": "", "metrics_public": False, "pprof": False}
     return content

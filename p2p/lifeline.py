@@ -26,6 +26,7 @@ from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p.control import ControlClient
 from hivemind.p2p.transport import Mode, StreamHandler, UnaryHandler
+from hivemind.p2p.watch import HandlerWatch
 
 __all__ = ["Lifeline"]
 
@@ -53,6 +54,8 @@ class Lifeline:
         self, recover: Callable[[ControlClient | None], Awaitable[None]], peer_id: PeerID | None = None
     ) -> None:
         self.client: ControlClient | None = None
+        #: times the handlers, on whatever connection they are called
+        self.watch = HandlerWatch()
         self.peer_id = peer_id
         #: how often the connection was made anew
         self.restarts = 0
@@ -83,7 +86,7 @@ class Lifeline:
         :param watch_peers: those on its peers among them
         :raises HivemindError: if the daemon does not answer, or is another peer than before
         """
-        client = ControlClient(lambda: self._lost(client), on_event)
+        client = ControlClient(lambda: self._lost(client), on_event, watch=self.watch)
         await connect(client)
         self.client = client
         try:

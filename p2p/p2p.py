@@ -25,6 +25,7 @@ from hivemind.p2p.config import P2PConfig, as_peer_ids
 from hivemind.p2p.daemon import ControlTransport, DaemonTransport
 from hivemind.p2p.guest import GuestTransport
 from hivemind.p2p.identity_check import prepare_identity
+from hivemind.p2p.oversight import Oversight
 from hivemind.p2p.process import DaemonProcess
 from hivemind.p2p.reachability import Reachability
 from hivemind.p2p.serving import end_handlers
@@ -37,7 +38,7 @@ M = TypeVar("M", bound=Message)
 BinaryHandler = Callable[[StreamInfo, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class P2P:
+class P2P(Oversight):
     """A peer of the network: calls handlers of others by name and answers to its own.
 
     Made by `create` (a daemon of its own), `replicate` (another client of a running daemon) or `over` (any transport,
@@ -169,9 +170,7 @@ class P2P:
 
         :raises P2PDaemonError: over a transport without a daemon
         """
-        if not isinstance(self._transport, ControlTransport):
-            raise P2PDaemonError("this peer has no daemon that could know")
-        return await self._transport.reachability()
+        return await self._daemon().reachability()
 
     async def set_relay_allowlist(self, peer_ids: Iterable[PeerID | str]) -> None:
         """With ``relay_service``: only these peers may use this relay from now on, at either end; none = nobody.

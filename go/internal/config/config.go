@@ -98,8 +98,22 @@ type Config struct {
 	MaxMessage int64 `json:"max_message"`
 	// MaxUnary bounds one unary message with its envelope; hivemind 1.1 drops anything over the default.
 	MaxUnary int64 `json:"max_unary"`
+	// PeerCalls bounds the calls of one peer that handlers work on, PeerStreams all streams that it has open, and PeerBytes its
+	// requests and messages that are held for handlers.
+	PeerCalls   int   `json:"peer_calls"`
+	PeerStreams int   `json:"peer_streams"`
+	PeerBytes   int64 `json:"peer_bytes"`
+	// FloodLimit is how much a peer may be refused before it is slowed down, and soon dropped; 0 never does either. FloodBan is
+	// for how long it is then refused.
+	FloodLimit int     `json:"flood_limit"`
+	FloodBan   Seconds `json:"flood_ban"`
 	// DialTimeout bounds one dial of one address.
 	DialTimeout Seconds `json:"dial_timeout"`
+	// MetricsListen is where Prometheus text is served: host:port, or unix: and a path; "" is nowhere. MetricsPublic allows a host
+	// other than loopback. Pprof serves profiles there too.
+	MetricsListen string `json:"metrics_listen"`
+	MetricsPublic bool   `json:"metrics_public"`
+	Pprof         bool   `json:"pprof"`
 	// LogLevel is DEBUG, INFO, WARN or ERROR.
 	LogLevel string `json:"log_level"`
 }
@@ -124,8 +138,14 @@ func Default() Config {
 		RelayCircuitTime:  30 * 60,
 		MaxMessage:        64 << 20,
 		MaxUnary:          4 << 20,
-		DialTimeout:       15,
-		LogLevel:          "WARN",
+		// Hundreds of calls of 1 MiB from one peer are usual in training.
+		PeerCalls:   512,
+		PeerStreams: 1024,
+		PeerBytes:   256 << 20,
+		FloodLimit:  2048,
+		FloodBan:    60,
+		DialTimeout: 15,
+		LogLevel:    "WARN",
 	}
 }
 
@@ -191,6 +211,8 @@ func (c *Config) Validate() error {
 	}
 	c.validateRelays(fail)
 	c.validateSwarmKey(fail)
+	c.validatePeerLimits(fail)
+	c.validateMetrics(fail)
 	if !c.TLS && !c.Noise {
 		fail("tls", "with neither tls nor noise no connection could be made")
 	}

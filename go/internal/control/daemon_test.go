@@ -52,7 +52,7 @@ func startDaemon(t testing.TB, change func(*config.Config)) *daemon {
 	if os.Getenv("P2PD_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	d := &daemon{node: n, server: NewServer(n, Limits{MaxMessage: cfg.MaxMessage, MaxUnary: cfg.MaxUnary}, log)}
+	d := &daemon{node: n, server: NewServer(n, LimitsOf(&cfg), log)}
 	t.Cleanup(d.server.Close)
 	d.client = d.connect(t, true)
 	return d

@@ -13,6 +13,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 
+	"hivemind/p2pd/internal/meter"
 	"hivemind/p2pd/internal/node"
 	"hivemind/p2pd/internal/wire"
 )
@@ -59,7 +60,7 @@ func envelope(name string, data []byte) []byte {
 // readAnswer reads a whole answer as the reference's peers send it.
 func readAnswer(t *testing.T, s network.Stream) (wire.Response, string) {
 	t.Helper()
-	ns := newNetStream(s)
+	ns := newNetStream(s, meter.New().Begin(meter.Out, s.Conn().RemotePeer(), "test"))
 	size, err := readSize(ns, 4<<20)
 	if err != nil {
 		t.Fatal(err)

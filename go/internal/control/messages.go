@@ -1,11 +1,13 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"io"
 	"strings"
 	"time"
 
+	"hivemind/p2pd/internal/meter"
 	"hivemind/p2pd/internal/wire"
 )
 
@@ -22,6 +24,7 @@ func (srv *Server) callMessages(s *stream, ns *netStream) error {
 	err := srv.receiveMessages(s, ns, true)
 	var failed *remoteError
 	if errors.As(err, &failed) {
+		ns.call.Failed(meter.KindHandler)
 		err = s.relay(strings.NewReader(failed.text), len(failed.text), flagError)
 		if err == nil {
 			err = errFinished // a failed call is over for both sides, whatever the client still sends
@@ -89,7 +92,7 @@ func (srv *Server) receiveMessages(s *stream, ns *netStream, caller bool) error 
 			if size > uint64(srv.limits.MaxMessage) {
 				return faultf(CodeTooLarge, "the peer announces a message of %d bytes; the limit is %d", size, srv.limits.MaxMessage)
 			}
-			if err := networkFault(ns, s.relay(ns.in, int(size), 0)); err != nil {
+			if err := s.relayMessage(ns, int(size)); err != nil {
 				return err
 			}
 			continue
@@ -104,6 +107,18 @@ func (srv *Server) receiveMessages(s *stream, ns *netStream, caller bool) error 
 		}
 		return &remoteError{text}
 	}
+}
+
+// relayMessage relays a message to the client once the peer's budget, if there is one, has room for it.
+func (s *stream) relayMessage(ns *netStream, size int) error {
+	if s.budget != nil {
+		give, err := s.budget.take(s.ctx, size)
+		if err != nil {
+			return context.Cause(s.ctx)
+		}
+		defer give()
+	}
+	return networkFault(ns, s.relay(ns.in, size, 0))
 }
 
 // remoteError is the RPCError of a callee.
@@ -185,6 +200,7 @@ func (s *stream) sendAnswers(ns *netStream) (failed bool, err error) {
 		}
 		head := make([]byte, 0, headRoom(it))
 		if it.isError {
+			ns.call.Failed(meter.KindHandler)
 			head = wire.AppendErrorHead(head, int(it.toCome))
 		} else {
 			head = wire.AppendFrameHead(head, wire.MarkerMessage, uint64(it.toCome))

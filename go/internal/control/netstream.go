@@ -7,12 +7,15 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+
+	"hivemind/p2pd/internal/meter"
 )
 
 // netStream is a stream of the network, read through a small buffer.
 type netStream struct {
 	network.Stream
-	in *bufio.Reader
+	in   *bufio.Reader
+	call *meter.Call // counts the bytes
 	// bounded: a write that makes no progress for stallTimeout fails.
 	bounded bool
 }
@@ -22,7 +25,16 @@ func (s *netStream) Write(p []byte) (int, error) {
 	if s.bounded {
 		_ = s.SetWriteDeadline(time.Now().Add(stallTimeout))
 	}
-	return s.Stream.Write(p)
+	n, err := s.Stream.Write(p)
+	s.call.Sent(n)
+	return n, err
+}
+
+// Read implements io.Reader, past the buffer.
+func (s *netStream) Read(p []byte) (int, error) {
+	n, err := s.Stream.Read(p)
+	s.call.Received(n)
+	return n, err
 }
 
 // boundedReader reads the stream through its buffer; a read that makes no progress for stallTimeout fails.
@@ -36,10 +48,11 @@ func (r boundedReader) Read(p []byte) (int, error) {
 
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 4<<10) }}
 
-func newNetStream(s network.Stream) *netStream {
+func newNetStream(raw network.Stream, call *meter.Call) *netStream {
 	in, _ := readers.Get().(*bufio.Reader)
+	s := &netStream{Stream: raw, in: in, call: call}
 	in.Reset(s)
-	return &netStream{Stream: s, in: in}
+	return s
 }
 
 // free gives the read buffer back, when no goroutine reads any more.

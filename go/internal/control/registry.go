@@ -7,23 +7,22 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"hivemind/p2pd/internal/guard"
 	"hivemind/p2pd/internal/node"
 )
 
-// Calls under way, as bounds for what peers can make this daemon and its clients hold.
-const (
-	maxPerHandler = 4096
-	maxPerPeer    = 1024
-)
+// maxPerHandler bounds the calls under way that peers can make one client hold.
+const maxPerHandler = 4096
 
 // registry knows which connections answer which handler names, and admits calls to them.
 type registry struct {
 	network *node.Node
+	limits  *Limits
 	serve   func(network.Stream, Mode)
 
 	mu       sync.Mutex
 	handlers map[string]*handler // mu
-	perPeer  map[peer.ID]int     // mu: calls under way; no zero entries
+	budgets  map[peer.ID]*budget // mu: of those with calls under way
 	closed   bool                // mu
 }
 
@@ -41,8 +40,10 @@ type member struct {
 	inFlight int
 }
 
-func newRegistry(n *node.Node, serve func(network.Stream, Mode)) *registry {
-	return &registry{network: n, serve: serve, handlers: make(map[string]*handler), perPeer: make(map[peer.ID]int)}
+func newRegistry(n *node.Node, limits *Limits, serve func(network.Stream, Mode)) *registry {
+	return &registry{
+		network: n, limits: limits, serve: serve, handlers: make(map[string]*handler), budgets: make(map[peer.ID]*budget),
+	}
 }
 
 // add makes c answer name; limit 0 is the daemon's.
@@ -129,6 +130,7 @@ func (r *registry) close() {
 // admission is a call or stream that a member has been chosen for. Whoever admitted it releases it.
 type admission struct {
 	*member
+	*budget
 	registry *registry
 	caller   peer.ID
 	handled  sync.Once
@@ -142,8 +144,13 @@ func (r *registry) admit(name string, mode Mode, caller peer.ID) (*admission, er
 	if h == nil || h.mode != mode {
 		return nil, faultf(CodeNotSupported, "%s: no handler %q", node.ErrNotSupported, name)
 	}
-	if r.perPeer[caller] >= maxPerPeer {
-		return nil, faultf(CodeBusy, "%s has %d calls in flight", caller, maxPerPeer)
+	b := r.budgets[caller]
+	if b == nil {
+		b = newBudget(r.limits.PeerBytes)
+	}
+	if b.calls >= r.limits.PeerCalls {
+		r.network.Guard().Refused(caller, guard.Calls)
+		return nil, faultf(CodeBusy, "%s has %d calls in flight", caller, b.calls)
 	}
 	var best *member
 	for _, m := range h.members {
@@ -155,8 +162,9 @@ func (r *registry) admit(name string, mode Mode, caller peer.ID) (*admission, er
 		return nil, faultf(CodeBusy, "%q has as many calls in flight as it takes", name)
 	}
 	best.inFlight++
-	r.perPeer[caller]++
-	return &admission{member: best, registry: r, caller: caller}, nil
+	b.calls++
+	r.budgets[caller] = b
+	return &admission{member: best, budget: b, registry: r, caller: caller}, nil
 }
 
 // handlerDone makes room for the handler's next call. It comes before the caller can have read the answer, so that one
@@ -175,7 +183,7 @@ func (a *admission) release() {
 	r := a.registry
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.perPeer[a.caller]--; r.perPeer[a.caller] == 0 {
-		delete(r.perPeer, a.caller)
+	if a.calls--; a.calls == 0 {
+		delete(r.budgets, a.caller)
 	}
 }

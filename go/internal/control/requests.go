@@ -26,6 +26,8 @@ type request struct {
 	Addrs       []string `json:"addrs"`
 	Timeout     float64  `json:"timeout"`
 	Peers       []string `json:"peers"`
+	After       string   `json:"after"`
+	Seconds     float64  `json:"seconds"`
 }
 
 type helloAnswer struct {
@@ -35,6 +37,7 @@ type helloAnswer struct {
 	MaxFrame   int    `json:"max_frame"`
 	MaxMessage int64  `json:"max_message"`
 	MaxUnary   int64  `json:"max_unary"`
+	Metrics    string `json:"metrics"`
 }
 
 type peerAnswer struct {
@@ -110,7 +113,7 @@ func (c *conn) fast(req *request) (any, error) {
 	case "hello":
 		return &helloAnswer{
 			Version: Version, PeerID: srv.network.ID().String(), Window: Window, MaxFrame: MaxPayload,
-			MaxMessage: srv.limits.MaxMessage, MaxUnary: srv.limits.MaxUnary,
+			MaxMessage: srv.limits.MaxMessage, MaxUnary: srv.limits.MaxUnary, Metrics: srv.Metrics,
 		}, nil
 	case "listen":
 		return struct{}{}, srv.registry.add(c, req.Name, req.Mode, req.Balanced, req.MaxInFlight)
@@ -131,6 +134,14 @@ func (c *conn) fast(req *request) (any, error) {
 		return c.allowRelaying(req)
 	case "stats":
 		return srv.stats(), nil
+	case "unban":
+		return srv.unban(req)
+	case "bans":
+		return srv.bans(), nil
+	case "protocol_metrics":
+		return srv.protocolMetrics(req.After)
+	case "peer_metrics":
+		return srv.peerMetrics(req.After)
 	case "shutdown":
 		if !c.owner {
 			return nil, faultf(CodeBadRequest, "only the owner may stop the daemon")
@@ -155,7 +166,7 @@ func (c *conn) allowRelaying(req *request) (any, error) {
 // slowOps are the requests that wait for the network.
 func (c *conn) slowOps() map[string]func(context.Context, *request) (any, error) {
 	return map[string]func(context.Context, *request) (any, error){
-		"connect": c.connect, "disconnect": c.disconnect, "find_peer": c.findPeer,
+		"connect": c.connect, "disconnect": c.disconnect, "find_peer": c.findPeer, "ping": c.ping, "ban": c.ban,
 	}
 }
 

@@ -16,13 +16,23 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"hivemind/p2pd/internal/config"
+	"hivemind/p2pd/internal/guard"
+	"hivemind/p2pd/internal/meter"
 	"hivemind/p2pd/internal/node"
 )
 
-// Limits are the bounds of messages.
+// Limits are the bounds of messages, and of what one peer may have under way.
 type Limits struct {
 	MaxMessage int64 // one message of a stream
 	MaxUnary   int64 // one unary message with its envelope
+	PeerCalls  int   // calls of a peer that handlers work on
+	PeerBytes  int64 // of a peer's requests and messages that are held for them
+}
+
+// LimitsOf are those of a configuration.
+func LimitsOf(cfg *config.Config) Limits {
+	return Limits{MaxMessage: cfg.MaxMessage, MaxUnary: cfg.MaxUnary, PeerCalls: cfg.PeerCalls, PeerBytes: cfg.PeerBytes}
 }
 
 // Server serves control connections on one node. It is safe for concurrent use.
@@ -32,18 +42,23 @@ type Server struct {
 	log      *slog.Logger
 	registry *registry
 	counters counters
+	out      callsOut
 
 	ctx    context.Context // ends with Close; cause errClosing
 	cancel context.CancelCauseFunc
 
 	mu      sync.Mutex
-	closing bool // mu: no new connections and streams
+	closing bool               // mu: no new connections and streams
+	open    map[*conn]struct{} // mu
 	guests  net.Listener
 	// guestFolder was made for the guests' socket, and goes with it; "" if it was there.
 	guestFolder string
 	conns       sync.WaitGroup
 	serving     sync.WaitGroup // streams that peers opened
 	active      atomic.Int64   // streams of all connections
+
+	// Metrics is where Prometheus text is served; "" is nowhere. Set before connections are served.
+	Metrics string
 
 	// Shutdown is closed when the owner asks the daemon to stop.
 	Shutdown     chan struct{}
@@ -53,7 +68,9 @@ type Server struct {
 // NewServer makes a server without connections.
 func NewServer(network *node.Node, limits Limits, log *slog.Logger) *Server {
 	srv := &Server{network: network, limits: limits, log: log, Shutdown: make(chan struct{})}
-	srv.registry = newRegistry(network, srv.serve)
+	srv.registry = newRegistry(network, &srv.limits, srv.serve)
+	srv.open = make(map[*conn]struct{})
+	srv.out.gates = make(map[peer.ID]*gate)
 	srv.ctx, srv.cancel = context.WithCancelCause(context.Background())
 	return srv
 }
@@ -67,14 +84,22 @@ func (srv *Server) ServeConn(sock net.Conn, owner bool) {
 		return
 	}
 	srv.conns.Add(1)
+	c := newConn(srv, sock, owner)
+	srv.open[c] = struct{}{}
 	srv.mu.Unlock()
 	defer srv.conns.Done()
-	c := newConn(srv, sock, owner)
+	defer srv.forget(c)
 	stop := context.AfterFunc(srv.ctx, c.shut)
 	defer stop()
 	if err := c.serve(); err != nil && srv.ctx.Err() == nil {
 		srv.log.Error("control connection ended", "owner", owner, "error", err)
 	}
+}
+
+func (srv *Server) forget(c *conn) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	delete(srv.open, c)
 }
 
 // Drain refuses new streams and waits until those under way have ended, or ctx.
@@ -144,12 +169,32 @@ func (srv *Server) callTarget(s *stream, t *target) error {
 	if srv.isClosing() {
 		return errClosing
 	}
+	call := srv.network.Meter().Begin(meter.Out, p, t.name)
+	defer call.End()
+	err = srv.callPeer(s, call, p, t.name)
+	if err != nil {
+		cause := err
+		if ended := context.Cause(s.ctx); ended != nil {
+			cause = ended // what broke the rest
+		}
+		countFailure(call, meter.Out, cause)
+	}
+	return err
+}
+
+// callPeer runs a stream to a peer, to its end.
+func (srv *Server) callPeer(s *stream, call *meter.Call, p peer.ID, name string) error {
 	if s.mode == ModeUnary {
 		srv.counters.unaryOut.Add(1)
-		return srv.callUnary(s, p, t.name)
+		leave, err := srv.out.enter(s.ctx, p)
+		if err != nil {
+			return err
+		}
+		defer leave()
+		return srv.callUnary(s, call, p, name)
 	}
 	srv.counters.streamsOut.Add(1)
-	return srv.withStream(s, p, t.name, func(ns *netStream) error {
+	return srv.withStream(s, call, p, name, func(ns *netStream) error {
 		if s.opening != nil {
 			s.opening.Stop()
 		}
@@ -162,12 +207,12 @@ func (srv *Server) callTarget(s *stream, t *target) error {
 }
 
 // withStream opens a stream of the network for s and runs it; the stream is closed if that ends well and reset if not.
-func (srv *Server) withStream(s *stream, p peer.ID, name string, run func(*netStream) error) error {
+func (srv *Server) withStream(s *stream, call *meter.Call, p peer.ID, name string, run func(*netStream) error) error {
 	raw, err := srv.network.Open(s.ctx, p, name)
 	if err != nil {
 		return err
 	}
-	ns := newNetStream(raw)
+	ns := newNetStream(raw, call)
 	defer ns.free()
 	stop := abortWith(s, ns)
 	err = run(ns)
@@ -200,7 +245,8 @@ func (srv *Server) serve(raw network.Stream, mode Mode) {
 	srv.serving.Add(1)
 	srv.mu.Unlock()
 	defer srv.serving.Done()
-	ns := newNetStream(raw)
+	call := srv.network.Meter().Begin(meter.In, raw.Conn().RemotePeer(), string(raw.Protocol()))
+	ns := newNetStream(raw, call)
 	defer ns.free()
 	stop := context.AfterFunc(srv.ctx, func() { _ = raw.ResetWithError(network.StreamShutdown) })
 	defer stop()
@@ -215,7 +261,12 @@ func (srv *Server) serve(raw network.Stream, mode Mode) {
 		err = srv.serveStream(ns, mode)
 	}
 	srv.active.Add(-1)
+	countFailure(call, meter.In, err)
+	call.End()
 	if err != nil {
+		if code := faultOf(err).Code; code == CodeMalformed || code == CodeTooLarge {
+			srv.network.Guard().Refused(raw.Conn().RemotePeer(), guard.Malformed)
+		}
 		srv.log.Debug("incoming call failed", "peer", raw.Conn().RemotePeer(), "handler", raw.Protocol(), "error", err)
 		ns.abort(faultOf(err))
 		return
@@ -236,6 +287,7 @@ func (srv *Server) serveStream(ns *netStream, mode Mode) error {
 		return err
 	}
 	defer s.conn.running.Done()
+	s.budget = handler.budget
 	stop := abortWith(s, ns)
 	defer stop()
 	if mode == ModeRaw {

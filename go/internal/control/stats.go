@@ -49,3 +49,38 @@ func (srv *Server) stats() *Stats {
 	}
 	return answer
 }
+
+// Load is what control connections hold now.
+type Load struct {
+	Clients int
+	Streams int
+	Starved int // streams whose client takes no more bytes
+	Queued  int // bytes that wait to be written
+}
+
+// Load returns the load of all control connections.
+func (srv *Server) Load() Load {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	load := Load{Clients: len(srv.open)}
+	for c := range srv.open {
+		load.Queued += c.out.waiting()
+		streams, starved := c.load()
+		load.Streams += streams
+		load.Starved += starved
+	}
+	return load
+}
+
+func (c *conn) load() (streams, starved int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.streams {
+		s.mu.Lock()
+		if s.credit <= 0 {
+			starved++
+		}
+		s.mu.Unlock()
+	}
+	return len(c.streams), starved
+}

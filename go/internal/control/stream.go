@@ -37,6 +37,7 @@ type stream struct {
 	arrived chan struct{} // signals a change of inbox
 	granted chan struct{} // signals a change of credit
 
+	budget   *budget     // of the peer whose messages come, if it is the caller; set before the runners start
 	opening  *time.Timer // OPEN's timeout; nil if none, set before the runners start
 	consumed int         // of the runner that reads the inbox: bytes taken since the last WINDOW
 	finSent  bool        // of the runner that reads the network

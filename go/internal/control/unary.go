@@ -10,6 +10,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"hivemind/p2pd/internal/meter"
 	"hivemind/p2pd/internal/wire"
 )
 
@@ -17,7 +18,7 @@ import (
 const inlineLimit = 32 << 10
 
 // callUnary runs a unary call of the client: its request out, the answer back.
-func (srv *Server) callUnary(s *stream, p peer.ID, name string) error {
+func (srv *Server) callUnary(s *stream, call *meter.Call, p peer.ID, name string) error {
 	first, err := s.next(s.ctx)
 	if err != nil {
 		return err
@@ -35,7 +36,7 @@ func (srv *Server) callUnary(s *stream, p peer.ID, name string) error {
 		first.owned.free()
 		return faultf(CodeTooLarge, "a request of %d bytes with its envelope; the limit is %d", whole, srv.limits.MaxUnary)
 	}
-	return srv.withStream(s, p, name, func(ns *netStream) error {
+	return srv.withStream(s, call, p, name, func(ns *netStream) error {
 		head := wire.AppendRequest(make([]byte, 0, headRoom(first)), &req, size)
 		if err := s.sendMessage(ns, head, first); err != nil && !isNetwork(err) {
 			return err
@@ -74,6 +75,7 @@ func (srv *Server) receiveAnswer(s *stream, ns *netStream) error {
 	var flags uint8
 	if res.IsError {
 		flags = flagError
+		ns.call.Failed(meter.KindHandler)
 	}
 	return networkFault(ns, s.relay(body, size, flags))
 }
@@ -97,9 +99,15 @@ func (srv *Server) serveUnary(ns *netStream) error {
 		if fault.Code != CodeNotSupported {
 			return fault
 		}
+		ns.call.Failed(meter.Kind(fault.Code))
 		return sendAnswer(ns, &wire.Response{CallID: req.CallID, IsError: true}, fault.Text)
 	}
 	defer handler.release()
+	give, err := handler.takeSoon(srv.ctx, size)
+	if err != nil {
+		return err
+	}
+	defer give()
 
 	s, err := deliverRequest(handler.conn, ns, &target{peer: []byte(caller), name: req.Handler}, body, size)
 	if err != nil {
@@ -194,10 +202,14 @@ func sendHandlerAnswer(
 		return faultf(CodeInternal, "the handler ended without an answer")
 	}
 	res := wire.Response{CallID: callID, IsError: first.isError}
+	if first.isError {
+		ns.call.Failed(meter.KindHandler)
+	}
 	size := int(first.toCome)
 	if int64(wire.ResponseSize(size)) > limit {
 		first.owned.free()
 		s.reset(faultf(CodeTooLarge, "%s", oversize))
+		ns.call.Failed(meter.Kind(CodeTooLarge))
 		res.IsError = true
 		return sendAnswer(ns, &res, oversize)
 	}

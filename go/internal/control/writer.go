@@ -61,6 +61,13 @@ func (w *writer) sendData(f frame) bool {
 	return w.push(f)
 }
 
+// waiting is the number of bytes that wait.
+func (w *writer) waiting() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.queued
+}
+
 func (w *writer) push(f frame) bool {
 	if w.err != nil {
 		f.owned.free()

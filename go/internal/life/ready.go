@@ -31,6 +31,7 @@ type Ready struct {
 	Addrs   []string `json:"addrs"`
 	Listen  []string `json:"listen"` // for a daemon that is to take this one's place
 	Control string   `json:"control"`
+	Metrics string   `json:"metrics"` // where Prometheus text is served; "" is nowhere
 }
 
 // Fatal is the line that tells the parent why the daemon could not start.

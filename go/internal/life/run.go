@@ -12,6 +12,7 @@ import (
 
 	"hivemind/p2pd/internal/config"
 	"hivemind/p2pd/internal/control"
+	"hivemind/p2pd/internal/expose"
 	"hivemind/p2pd/internal/node"
 )
 
@@ -66,6 +67,7 @@ type daemon struct {
 
 	node   *node.Node
 	server *control.Server
+	expose *expose.Endpoint // nil if off
 
 	stop       <-chan struct{} // a signal
 	parentGone <-chan struct{} // nil if not watched
@@ -90,14 +92,14 @@ func (d *daemon) start(out io.Writer) error {
 		return err
 	}
 	d.node = network
-	d.server = control.NewServer(network, control.Limits{MaxMessage: d.cfg.MaxMessage, MaxUnary: d.cfg.MaxUnary}, d.log)
+	d.server = control.NewServer(network, control.LimitsOf(d.cfg), d.log)
 	if err := d.serve(); err != nil {
 		d.close()
 		return err
 	}
 	ready := Ready{
 		Ready: true, Version: control.Version, PID: os.Getpid(), PeerID: network.ID().String(), Control: d.cfg.ControlPath,
-		Addrs: control.Texts(network.Addrs()), Listen: control.Texts(network.ListenAddrs()),
+		Addrs: control.Texts(network.Addrs()), Listen: control.Texts(network.ListenAddrs()), Metrics: d.server.Metrics,
 	}
 	if err := WriteLine(out, &ready); err != nil {
 		d.log.Debug("nobody reads the ready line", "error", err)
@@ -121,6 +123,9 @@ func (d *daemon) exitWhileStarting(started <-chan struct{}) {
 }
 
 func (d *daemon) serve() error {
+	if err := d.serveMetrics(); err != nil {
+		return fmt.Errorf("%w: metrics_listen: %w", ErrConfig, err)
+	}
 	if d.cfg.OwnFolder { // so that the server does not take it for its own
 		if err := os.MkdirAll(filepath.Dir(d.cfg.ControlPath), 0o700); err != nil {
 			return fmt.Errorf("%w: control_path: %w", ErrConfig, err)
@@ -143,6 +148,22 @@ func (d *daemon) serve() error {
 		defer close(d.ownerGone)
 		d.server.ServeConn(sock, true)
 	}()
+	return nil
+}
+
+func (d *daemon) serveMetrics() error {
+	registry := d.node.Metrics()
+	if registry == nil {
+		return nil
+	}
+	if err := expose.Register(registry, d.node, d.server); err != nil {
+		return err
+	}
+	endpoint, err := expose.Serve(d.cfg, registry, d.log)
+	if err != nil {
+		return err
+	}
+	d.expose, d.server.Metrics = endpoint, endpoint.Address
 	return nil
 }
 
@@ -202,6 +223,7 @@ func (d *daemon) close() {
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
+		d.expose.Close()
 		d.server.Close()
 		d.node.Close()
 	}()

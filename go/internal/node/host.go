@@ -50,7 +50,7 @@ const (
 )
 
 // newHost makes a libp2p host that listens and dials as configured.
-func newHost(cfg *config.Config, key crypto.PrivKey, counter *traffic) (host.Host, error) {
+func newHost(cfg *config.Config, key crypto.PrivKey, n *Node, watch *guardedManager) (host.Host, error) {
 	if err := checkPorts(cfg); err != nil {
 		return nil, err
 	}
@@ -58,6 +58,7 @@ func newHost(cfg *config.Config, key crypto.PrivKey, counter *traffic) (host.Hos
 	if err != nil {
 		return nil, fmt.Errorf("resource limits: %w", err)
 	}
+	watch.ResourceManager = limits
 	manager, err := basicconnmgr.NewConnManager(lowWater, highWater, basicconnmgr.WithGracePeriod(trimmingAge))
 	if err != nil {
 		return nil, fmt.Errorf("connection manager: %w", err)
@@ -70,10 +71,10 @@ func newHost(cfg *config.Config, key crypto.PrivKey, counter *traffic) (host.Hos
 		libp2p.Identity(key),
 		libp2p.Peerstore(store),
 		libp2p.UserAgent(UserAgent),
-		libp2p.ResourceManager(limits),
+		libp2p.ResourceManager(watch),
+		libp2p.ConnectionGater(gater{watch.guard}),
 		libp2p.ConnectionManager(manager),
-		libp2p.DisableMetrics(),
-		libp2p.BandwidthReporter(counter),
+		libp2p.BandwidthReporter(n.traffic),
 		libp2p.SwarmOpts(swarm.WithDialRanker(rankDials)),
 		libp2p.WithDialTimeout(cfg.DialTimeout.Duration()),
 		libp2p.Muxer(yamux.ID, muxer()),
@@ -87,6 +88,11 @@ func newHost(cfg *config.Config, key crypto.PrivKey, counter *traffic) (host.Hos
 		options = append(options, libp2p.PrivateNetwork(secret)) // QUIC has no place for the key
 	} else {
 		options = append(options, libp2p.Transport(newQUIC))
+	}
+	if n.metrics != nil {
+		options = append(options, libp2p.PrometheusRegisterer(n.metrics))
+	} else {
+		options = append(options, libp2p.DisableMetrics())
 	}
 	options = append(options, securityOptions(cfg)...)
 	options = append(options, addressOptions(cfg)...)

@@ -26,13 +26,13 @@ const (
 )
 
 // Streams. A call is a stream, so these bound calls under way; the library's 75 a protocol and peer are too few for a peer
-// that sends its parts to everybody at once.
+// that sends its parts to everybody at once. What one peer may open is the configuration's.
 const (
-	streamsPerPeer      = 4096
-	streamsPerProtoPeer = 1024
-	streamsPerProto     = 16384
-	streamsTotal        = 32768
-	connsTotal          = 4096
+	streamsToPeer   = 4096
+	streamsPerProto = 16384
+	streamsTotal    = 32768
+	connsTotal      = 4096
+	connsPerPeer    = 16
 	// memoryPerPeer is what the windows of one peer's streams may reserve; yamux counts 256 KiB a stream at least.
 	memoryPerPeer = 1 << 30
 	// memoryTotal is reserved memory, most of which is never used.
@@ -41,6 +41,7 @@ const (
 
 // resourceManager is the library's with its scaled defaults, raised where a swarm of one-stream calls needs it.
 func resourceManager(cfg *config.Config) (network.ResourceManager, error) {
+	fromPeer := rcmgr.LimitVal(cfg.PeerStreams)
 	scaling := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&scaling)
 	ours := rcmgr.PartialLimitConfig{
@@ -56,19 +57,18 @@ func resourceManager(cfg *config.Config) (network.ResourceManager, error) {
 			Streams: streamsPerProto, StreamsInbound: streamsPerProto, StreamsOutbound: streamsPerProto, Memory: memoryTotal,
 		},
 		ProtocolPeerDefault: rcmgr.ResourceLimits{
-			Streams: 2 * streamsPerProtoPeer, StreamsInbound: streamsPerProtoPeer, StreamsOutbound: streamsPerProtoPeer,
-			Memory: memoryPerPeer,
+			Streams: streamsToPeer + fromPeer, StreamsInbound: fromPeer, StreamsOutbound: streamsToPeer, Memory: memoryPerPeer,
 		},
 		PeerDefault: rcmgr.ResourceLimits{
-			Streams: 2 * streamsPerPeer, StreamsInbound: streamsPerPeer, StreamsOutbound: streamsPerPeer,
-			Conns: 16, ConnsInbound: 16, ConnsOutbound: 16, Memory: memoryPerPeer,
+			Streams: streamsToPeer + fromPeer, StreamsInbound: fromPeer, StreamsOutbound: streamsToPeer,
+			Conns: connsPerPeer, ConnsInbound: connsPerPeer, ConnsOutbound: connsPerPeer, Memory: memoryPerPeer,
 		},
 	}
 	if cfg.RelayService {
 		allowRelaying(&ours, cfg)
 	}
 	limiter := rcmgr.NewFixedLimiter(ours.Build(scaling.AutoScale()))
-	return rcmgr.NewResourceManager(limiter,
+	options := []rcmgr.Option{
 		rcmgr.WithLimitPerSubnet(
 			[]rcmgr.ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: connsPerIPv4}},
 			[]rcmgr.ConnLimitPerSubnet{
@@ -77,7 +77,11 @@ func resourceManager(cfg *config.Config) (network.ResourceManager, error) {
 			},
 		),
 		rcmgr.WithConnRateLimiters(connRateLimiter()),
-	)
+	}
+	if cfg.MetricsListen == "" {
+		options = append(options, rcmgr.WithMetricsDisabled())
+	}
+	return rcmgr.NewResourceManager(limiter, options...)
 }
 
 // allowRelaying raises the library's limits of the relay service, made for its circuits of 128 KiB.

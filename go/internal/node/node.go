@@ -17,8 +17,11 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"hivemind/p2pd/internal/config"
+	"hivemind/p2pd/internal/guard"
+	"hivemind/p2pd/internal/meter"
 	"hivemind/p2pd/internal/punch"
 )
 
@@ -39,6 +42,9 @@ type Node struct {
 	routing *dht.IpfsDHT // nil if off
 	log     *slog.Logger
 	traffic *traffic
+	meter   *meter.Meter
+	guard   *guard.Guard
+	metrics *prometheus.Registry // nil if nobody asks
 	reach   reach
 	seen    sightings
 	private bool           // it has a swarm key
@@ -59,15 +65,22 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, erro
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}
-	counter := &traffic{}
-	h, err := newHost(cfg, key, counter)
+	n := &Node{
+		log: log, traffic: &traffic{}, meter: meter.New(), alone: make(chan struct{}, 1), private: cfg.SwarmKey != "",
+	}
+	n.guard = n.newGuard(cfg)
+	if cfg.MetricsListen != "" {
+		n.metrics = prometheus.NewRegistry()
+	}
+	h, err := newHost(cfg, key, n, &guardedManager{guard: n.guard, unknown: n.meter.UnknownProtocol})
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{
-		host: h, routed: h, log: log, traffic: counter, alone: make(chan struct{}, 1), private: cfg.SwarmKey != "",
-	}
+	n.host, n.routed = h, h
 	n.ctx, n.cancel = context.WithCancel(context.Background())
+	h.Network().Notify(&network.NotifyBundle{
+		ConnectedF: func(_ network.Network, conn network.Conn) { n.meter.Connected(conn.RemotePeer()) },
+	})
 	if err := n.start(ctx, cfg); err != nil {
 		n.Close()
 		return nil, err
@@ -93,7 +106,7 @@ func (n *Node) start(ctx context.Context, cfg *config.Config) error {
 		n.puncher = punch.New(n.host, n.directAddrs, n.log)
 	}
 	if cfg.RelayService {
-		if n.service, err = newRelayService(n.host, cfg); err != nil {
+		if n.service, err = newRelayService(n.host, cfg, n.metrics); err != nil {
 			return err
 		}
 	}
@@ -130,6 +143,12 @@ func (n *Node) Close() {
 	}
 }
 
+// Metrics has the families of the library; nil if they are off.
+func (n *Node) Metrics() *prometheus.Registry { return n.metrics }
+
+// Meter is what counts this peer's calls.
+func (n *Node) Meter() *meter.Meter { return n.meter }
+
 // ID is this peer's id.
 func (n *Node) ID() peer.ID { return n.host.ID() }
 
@@ -159,7 +178,7 @@ func (n *Node) Connect(ctx context.Context, p peer.AddrInfo) error {
 		h = n.host // a peer's own addresses are the newest: no search for others
 	}
 	if err := h.Connect(allowRelayed(ctx), p); err != nil {
-		return hint(n.private, classifyConnect(p.ID, n.contextOr(ctx, p.ID, err)))
+		return hint(n.private, classifyConnect(p.ID, n.contextOr(ctx, p.ID, n.orBanned(p.ID, err))))
 	}
 	n.awaitRouting(ctx, p.ID)
 	return nil
@@ -227,7 +246,7 @@ func (n *Node) Open(ctx context.Context, p peer.ID, handler string) (network.Str
 	defer cancel()
 	stream, err := n.routed.NewStream(allowRelayed(ctx), p, protocol.ID(handler))
 	if err != nil {
-		return nil, hint(n.private, classifyOpen(p, handler, n.contextOr(ctx, p, err)))
+		return nil, hint(n.private, classifyOpen(p, handler, n.contextOr(ctx, p, n.orBanned(p, err))))
 	}
 	return stream, nil
 }

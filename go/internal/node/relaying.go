@@ -11,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/pb"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	ma "github.com/multiformats/go-multiaddr"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"hivemind/p2pd/internal/config"
 )
@@ -26,14 +27,18 @@ type relayService struct {
 }
 
 // newRelayService relays for others from now on. The library's own would wait for a verdict of AutoNAT, and then have its own limits.
-func newRelayService(h host.Host, cfg *config.Config) (*relayService, error) {
+func newRelayService(h host.Host, cfg *config.Config, metrics *prometheus.Registry) (*relayService, error) {
 	allowed, err := cfg.RelayedPeers()
 	if err != nil {
 		return nil, fmt.Errorf("relay_allow: %w", err)
 	}
 	service := &relayService{}
 	service.allowed.set(allowed)
-	service.Relay, err = relay.New(h, relay.WithACL(&service.allowed), relay.WithMetricsTracer(&service.counts),
+	var tracer relay.MetricsTracer = &service.counts
+	if metrics != nil {
+		tracer = tracers{tracer, relay.NewMetricsTracer(relay.WithRegisterer(metrics))}
+	}
+	service.Relay, err = relay.New(h, relay.WithACL(&service.allowed), relay.WithMetricsTracer(tracer),
 		relay.WithResources(relay.Resources{
 			Limit:           &relay.RelayLimit{Duration: cfg.RelayCircuitTime.Duration(), Data: cfg.RelayCircuitBytes},
 			ReservationTTL:  reservationTime,

@@ -1,0 +1,116 @@
+"""What this process has counted, as Prometheus text. The daemon serves its own, see the option ``metrics``."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from hivemind.clock import monotonic
+from hivemind.errors import RuntimeClosedError
+from hivemind.p2p.metrics import LATENCY_BOUNDS
+from hivemind.p2p.watch import HandlerStats
+from hivemind.runtime import get_runtime, pool_backlog
+
+if TYPE_CHECKING:
+    from hivemind.p2p.control import ControlClient
+
+__all__ = ["metrics_text", "track"]
+
+#: Seconds to wait for the network thread, which answers at once unless something holds it.
+_LAG_SECONDS: Final = 1.0
+
+_clients: weakref.WeakSet[ControlClient] = weakref.WeakSet()
+
+
+def track(client: ControlClient) -> None:
+    """Count ``client`` in, as long as it lives."""
+    _clients.add(client)
+
+
+def metrics_text() -> str:
+    """Counters of this process in the text format of Prometheus (version 0.0.4): its handlers by name, what is under
+    way, and how long the network thread makes others wait. Thread-safe; waits 1 s at most.
+
+    Counters begin anew with each peer that is made. Format: https://prometheus.io/docs/instrumenting/exposition_formats/
+    """
+    clients = list(_clients)
+    return "".join(f"{line}\n" for line in _lines(_merged(clients), clients))
+
+
+def _merged(clients: Iterable[ControlClient]) -> dict[str, HandlerStats]:
+    """The handlers of all clients of this process, by name."""
+    merged: dict[str, HandlerStats] = {}
+    for watch in {client.watch for client in clients}:  # one that was connected anew goes on with its watch
+        for name, stats in list(watch.stats.items()):
+            total = merged.setdefault(name, HandlerStats())
+            for count in ("calls", "errors", "running", "blocked", "seconds"):
+                setattr(total, count, getattr(total, count) + getattr(stats, count))
+            total.buckets = [ours + theirs for ours, theirs in zip(total.buckets, stats.buckets, strict=True)]
+    return merged
+
+
+def _lines(handlers: dict[str, HandlerStats], clients: Iterable[ControlClient]) -> Iterator[str]:
+    for name, kind, help_text in (
+        ("calls", "counter", "Runs of handlers begun."),
+        ("errors", "counter", "Runs of handlers that raised."),
+        ("blocked", "counter", "Times that a handler held the event loop for longer than 0.5 s."),
+        ("running", "gauge", "Runs of handlers under way."),
+    ):
+        family = f"hivemind_handler_{name}" + ("_total" if kind == "counter" else "")
+        yield from _head(family, kind, help_text)
+        for handler, stats in sorted(handlers.items()):
+            yield f'{family}{{handler="{_escaped(handler)}"}} {getattr(stats, name)}'
+    yield from _durations(handlers)
+    yield from _gauge(
+        "hivemind_open_streams", "Calls and streams under way, both ways.", sum(c.open_streams for c in clients)
+    )
+    yield from _gauge("hivemind_pool_waiting", "Pieces of work that wait for the pool of threads.", pool_backlog())
+    lag = _lag()
+    if lag is not None:
+        yield from _gauge("hivemind_loop_lag_seconds", "How long the network thread made this reading wait.", lag)
+
+
+def _durations(handlers: dict[str, HandlerStats]) -> Iterator[str]:
+    family = "hivemind_handler_seconds"
+    yield from _head(family, "histogram", "Duration of finished runs of handlers.")
+    for handler, stats in sorted(handlers.items()):
+        label = f'handler="{_escaped(handler)}"'
+        below = list(itertools.accumulate(stats.buckets))
+        for bound, count in zip((*LATENCY_BOUNDS, "+Inf"), below, strict=True):
+            yield f'{family}_bucket{{{label},le="{bound}"}} {count}'
+        yield f"{family}_sum{{{label}}} {stats.seconds:.6f}"
+        yield f"{family}_count{{{label}}} {below[-1]}"
+
+
+def _head(family: str, kind: str, help_text: str) -> Iterator[str]:
+    yield f"# HELP {family} {help_text}"
+    yield f"# TYPE {family} {kind}"
+
+
+def _gauge(family: str, help_text: str, value: float) -> Iterator[str]:
+    yield from _head(family, "gauge", help_text)
+    yield f"{family} {value:g}"
+
+
+def _escaped(label: str) -> str:
+    return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _lag() -> float | None:
+    """How long the network thread takes to answer; None if it does not run, or is who asks."""
+    runtime = get_runtime()
+    if not runtime.running or runtime.in_network_thread():
+        return None
+    started = monotonic()
+
+    async def answer() -> float:
+        return monotonic() - started
+
+    try:
+        return runtime.submit(answer).result(_LAG_SECONDS)
+    except TimeoutError:
+        return monotonic() - started
+    except RuntimeClosedError:
+        return None
