@@ -8,7 +8,8 @@ from hivemind.dht.examination import PeerReport, examine_peer
 from hivemind.dht.node import DHTNode
 from hivemind.dht.records import DHTValue
 from hivemind.dht.routing import DHTID
-from hivemind.dht.signing import RSASignatureValidator
+from hivemind.dht.schema import BytesWithPublicKey, SchemaValidator, conbytes
+from hivemind.dht.signing import Ed25519SignatureValidator, RSASignatureValidator
 from hivemind.dht.validation import CompositeValidator, DHTRecord, RecordValidatorBase
 from hivemind.timed_storage import ValueWithExpiration
 
@@ -16,17 +17,21 @@ __all__ = [
     "DEFAULT_NUM_WORKERS",
     "DHT",
     "DHTID",
+    "BytesWithPublicKey",
     "CompositeValidator",
     "DHTNode",
     "DHTNodeOptions",
     "DHTRecord",
     "DHTValue",
+    "Ed25519SignatureValidator",
     "PeerReport",
     "RSAPrivateKey",
     "RSAPublicKey",
     "RSASignatureValidator",
     "RecordValidatorBase",
+    "SchemaValidator",
     "ValueWithExpiration",
+    "conbytes",
     "examine_peer",
     "parse_initial_peers",
 ]

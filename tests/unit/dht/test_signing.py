@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivemind.crypto import RSAPrivateKey, RSAPublicKey
-from hivemind.dht import signing
 from hivemind.dht.routing import DHTID
 from hivemind.dht.signing import RSASignatureValidator
 from hivemind.dht.validation import CompositeValidator, DHTRecord, RecordValidatorBase
@@ -54,8 +53,8 @@ def test_layout_of_a_signed_record(ours: RSASignatureValidator) -> None:
 
 def test_layout_of_what_is_signed(ours: RSASignatureValidator) -> None:
     record = record_of(ours)
-    data = signing._signed_bytes(signed(record, ours))
-    assert data == signing._signed_bytes(record)
+    data = ours._signed_bytes(signed(record, ours))
+    assert data == ours._signed_bytes(record)
     body = (
         b"\x94\xc4\x14"
         + record.key
