@@ -5,6 +5,7 @@ from hivemind.identity import PeerID, PeerInfo
 from hivemind.p2p.auth import AllowlistAuthorizer, AuthorizerBase, AuthRole, AuthRPCWrapper
 from hivemind.p2p.binary import StreamInfo
 from hivemind.p2p.config import P2PConfig, as_peer_ids
+from hivemind.p2p.daemon_version import daemon_versions
 from hivemind.p2p.exposition import metrics_text
 from hivemind.p2p.faults import Fault
 from hivemind.p2p.identity_file import ensure_identity, read_peer_id
@@ -57,6 +58,7 @@ __all__ = [
     "TokenAuthorizerBase",
     "Transport",
     "as_peer_ids",
+    "daemon_versions",
     "ensure_identity",
     "find_binary",
     "metrics_text",

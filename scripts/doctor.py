@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import resource
 from collections.abc import Callable
 from functools import partial
@@ -14,10 +15,13 @@ from multiaddr import Multiaddr
 from hivemind.cli.findings import (
     Finding,
     Verdict,
+    as_json,
     judge_addresses,
     judge_descriptors,
+    judge_nat,
     judge_peer,
     judge_reachability,
+    judge_relays,
     summary,
 )
 from hivemind.cli.running import EXIT_FAILED, EXIT_OK, run_until_stopped
@@ -27,7 +31,8 @@ from hivemind.config import check_seconds
 from hivemind.dht import DHTNode, examine_peer, parse_initial_peers
 from hivemind.errors import DaemonStartError, HivemindError, P2PDaemonError
 from hivemind.networking import peer_of
-from hivemind.p2p import P2P, Reachability, find_binary
+from hivemind.p2p import P2P, Reachability, daemon_versions, find_binary
+from hivemind.runtime import in_pool
 
 __all__ = ["add_options", "run"]
 
@@ -35,6 +40,8 @@ Say = Callable[[Finding], None]
 
 #: Seconds in which other peers have tried to connect to this machine, if they can.
 _VERDICT_SECONDS: Final = 10.0
+#: Seconds in which one of the peers has taken calls for this machine, if it relays.
+_RELAY_SECONDS: Final = 2.0
 #: Nothing beyond this machine is asked, and no router.
 _QUIET: dict[str, Any] = {"auto_nat": False, "nat_port_map": False}
 
@@ -61,6 +68,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--announce_maddrs", nargs="+", default=None, metavar="MADDR", help="addresses that other peers will be told"
     )
     parser.add_argument(
+        "--swarm_key_path", metavar="FILE", help="file with the secret of a private swarm, if those peers are in one"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object, at the end")
+    parser.add_argument(
         "--timeout", type=float, default=15, metavar="SECONDS", help="how long a peer may take; default: 15"
     )
 
@@ -79,23 +90,36 @@ async def _report(options: argparse.Namespace) -> int:
     findings: list[Finding] = []
 
     def say(finding: Finding) -> None:
-        print(finding, flush=True)
+        if not options.json:
+            print(finding, flush=True)
         findings.append(finding)
 
-    await _examine(options, say)
-    print(summary(findings))
+    # what is seen is in the report
+    library = logging.getLogger("hivemind")
+    level = library.level
+    library.setLevel(logging.CRITICAL)
+    try:
+        await _examine(options, say)
+    finally:
+        library.setLevel(level)
+    print(as_json(findings) if options.json else summary(findings))
     return EXIT_FAILED if any(each.verdict is Verdict.PROBLEM for each in findings) else EXIT_OK
 
 
 async def _examine(options: argparse.Namespace, say: Say) -> None:
     say(_versions())
-    say(judge_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+    say(judge_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     daemon = await _daemon()
     say(daemon)
     if daemon.verdict is Verdict.PROBLEM:
         return
     try:
-        p2p = await P2P.create(host_maddrs=options.host_maddrs, announce_maddrs=options.announce_maddrs)
+        p2p = await P2P.create(
+            host_maddrs=options.host_maddrs,
+            announce_maddrs=options.announce_maddrs,
+            swarm_key_path=options.swarm_key_path,
+            use_auto_relay=True,
+        )
     except P2PDaemonError as error:
         say(Finding(Verdict.PROBLEM, "listening", str(error), _remedy(error, "choose other --host_maddrs")))
         return
@@ -115,19 +139,26 @@ async def _peers(p2p: P2P, options: argparse.Namespace, say: Say) -> None:
         for address in options.peers:
             for finding in await _peer(node, address, options.timeout):
                 say(finding)
-        say(judge_reachability(await _reachability(p2p, min(options.timeout, _VERDICT_SECONDS))))
+        found = await _reachability(p2p, min(options.timeout, _VERDICT_SECONDS))
+        relays = judge_relays(found, map(peer_of, options.peers))
+        for finding in (judge_reachability(found), judge_nat(found), *(() if relays is None else (relays,))):
+            say(finding)
     finally:
         await node.shutdown()
 
 
 async def _reachability(p2p: P2P, seconds: float) -> Reachability:
-    """What peers have found out about the ways to this machine; waits for a verdict where one can come."""
-    deadline = Deadline.after(seconds)
-    while (found := await p2p.reachability()).verdict == "unknown" and not deadline.expired:
-        if all(state in ("local", "relayed") for state in found.addresses.values()):
-            break
-        await asyncio.sleep(min(0.25, deadline.remaining()))
-    return found
+    """What peers have found out about the ways to this machine; waits for a verdict where one can come, and a moment
+    for a relay."""
+    deadline, relays = Deadline.after(seconds), Deadline.after(min(seconds, _RELAY_SECONDS))
+    while True:
+        found = await p2p.reachability()
+        local = all(state in ("local", "relayed") for state in found.addresses.values())
+        decided = local or found.verdict != "unknown" or deadline.expired
+        reached = found.relays or found.verdict == "public" or relays.expired
+        if decided and reached:
+            return found
+        await asyncio.sleep(0.05)
 
 
 def _versions() -> Finding:
@@ -142,12 +173,14 @@ async def _daemon() -> Finding:
     """Whether the daemon is there and starts."""
     try:
         path = find_binary()
+        versions = await in_pool(daemon_versions, path)
         began = monotonic()
         async with await P2P.create(dht_mode="client", **_QUIET):
             seconds = monotonic() - began
     except P2PDaemonError as error:
         return Finding(Verdict.PROBLEM, "daemon", str(error), _remedy(error, "see the lines above"))
-    return Finding(Verdict.OK, "daemon", f"{path} starts in {seconds:.2f} s")
+    made_of = f"{versions['agent']}, {versions['go']}, libp2p {versions['libp2p']}"
+    return Finding(Verdict.OK, "daemon", f"{path} ({made_of}) starts in {seconds:.2f} s")
 
 
 def _remedy(error: HivemindError, otherwise: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,9 +14,20 @@ from multiaddr import Multiaddr
 from hivemind.clock import MAX_DHT_TIME_DISCREPANCY_SECONDS
 from hivemind.dht import PeerReport
 from hivemind.networking import ip_of, is_relayed
-from hivemind.p2p import Reachability
+from hivemind.p2p import PeerID, Reachability, RelayInUse
 
-__all__ = ["Finding", "Verdict", "judge_addresses", "judge_descriptors", "judge_peer", "judge_reachability", "summary"]
+__all__ = [
+    "Finding",
+    "Verdict",
+    "as_json",
+    "judge_addresses",
+    "judge_descriptors",
+    "judge_nat",
+    "judge_peer",
+    "judge_reachability",
+    "judge_relays",
+    "summary",
+]
 
 #: Descriptors that a peer with some hundred connections needs, with room for the program's own files.
 _ENOUGH_DESCRIPTORS: Final = 4096
@@ -48,15 +60,18 @@ class Finding:
         return f"{line}\n         what to do: {self.remedy}" if self.remedy else line
 
 
-def judge_descriptors(limit: int) -> Finding:
-    """By how many files a process may have open."""
-    if limit >= _ENOUGH_DESCRIPTORS:
-        return Finding(Verdict.OK, "open files", f"up to {limit} a process")
+def judge_descriptors(hard_limit: int) -> Finding:
+    """By how many files a process may have open.
+
+    :param hard_limit: up to which the daemon raises its own limit by itself; negative = none
+    """
+    if not 0 <= hard_limit < _ENOUGH_DESCRIPTORS:
+        return Finding(Verdict.OK, "open files", f"up to {hard_limit if hard_limit >= 0 else 'any number'} a process")
     return Finding(
         Verdict.WARNING,
         "open files",
-        f"only up to {limit} a process: each connection to a peer takes one",
-        f"raise the limit before you start a peer: ulimit -n {_ENOUGH_DESCRIPTORS}",
+        f"only up to {hard_limit} a process: each connection to a peer takes one",
+        f"have the hard limit raised to {_ENOUGH_DESCRIPTORS} (ulimit -Hn; LimitNOFILE of systemd; --ulimit of Docker)",
     )
 
 
@@ -100,18 +115,65 @@ def _kind(address: Multiaddr) -> str:
 def judge_reachability(found: Reachability) -> Finding:
     """By what connected peers found when they dialled this one."""
     subject = "reachable"
-    relays = f", through {len(found.relays)} relays" if found.relays else ""
     if found.verdict == "public":
         return Finding(Verdict.OK, subject, "others connect to this machine directly")
     if found.verdict == "private":
-        verdict = Verdict.OK if relays else Verdict.WARNING
-        remedy = "" if relays else "be reached through a relay (use_auto_relay=True), or forward a port of the router"
-        return Finding(verdict, subject, f"others cannot connect to this machine directly{relays}", remedy)
+        text = "others cannot connect to this machine directly"
+        remedy = "be reached through a relay (use_auto_relay=True), or forward a port of the router"
+        return Finding(Verdict.WARNING, subject, text, remedy)
     return Finding(
         Verdict.OK,
         subject,
-        f"not found out within the time{relays}: it takes peers that can try, and an address of the internet",
+        "not found out within the time: it takes peers that can try, and an address of the internet",
     )
+
+
+def judge_nat(found: Reachability) -> Finding:
+    """By what peers of the internet saw of connections made to them (RFC 4787)."""
+    subject = "NAT"
+    kinds = {"TCP": found.nat_of_tcp, "UDP": found.nat_of_udp}
+    known = {name: kind for name, kind in kinds.items() if kind != "unknown"}
+    if not known:
+        text = "its type is not known: it takes two peers of the internet, at different addresses"
+        return Finding(Verdict.OK, subject, text)
+    text = ", ".join(f"{name} {kind}" for name, kind in known.items())
+    if found.observed:
+        text += f"; peers see this machine at {', '.join(map(str, list(found.observed)[:4]))}"
+    if "symmetric" in known.values():
+        return Finding(
+            Verdict.WARNING,
+            subject,
+            f"{text}: each peer sees another port, so that a direct way to peers behind other routers is seldom found",
+            "be reached through a relay (use_auto_relay=True), or forward a port of the router",
+        )
+    if "cone" in known.values():
+        return Finding(Verdict.OK, subject, f"{text}: a direct way through the router can be made")
+    return Finding(Verdict.OK, subject, f"{text}: this machine has an address of the internet")
+
+
+def judge_relays(found: Reachability, given: Iterable[PeerID]) -> Finding | None:
+    """By whether the given peers relay for this machine; None where that does not matter.
+
+    :param given: the peers to join through
+    """
+    subject = "relays"
+    taking = [each for each in found.relays if each.peer_id in set(given)] or list(found.relays)
+    if taking:
+        shown = ", ".join(f"{each.peer_id} ({_limits(each)})" for each in taking)
+        return Finding(Verdict.OK, subject, f"this machine can be reached through {shown}: use_auto_relay=True")
+    if found.verdict == "private":
+        text = "none of the peers relays for this machine, which nobody can connect to"
+        remedy = (
+            "join through a relay (hivemind-relay on a machine that others can reach), or forward a port of the router"
+        )
+        return Finding(Verdict.PROBLEM, subject, text, remedy)
+    return None
+
+
+def _limits(relay: RelayInUse) -> str:
+    size = f"{relay.bytes / 2**30:.3g} GiB" if relay.bytes else "no limit of bytes"
+    time = f"{relay.seconds / 60:.3g} min" if relay.seconds else "no limit of time"
+    return f"{size}, {time} a connection"
 
 
 def judge_peer(peer: str, report: PeerReport, connections: Iterable[Multiaddr], seconds: float) -> list[Finding]:
@@ -166,3 +228,23 @@ def summary(findings: Iterable[Finding]) -> str:
     if not problems and not warnings:
         return "All is well."
     return f"{problems} problem{'s' * (problems != 1)}, {warnings} warning{'s' * (warnings != 1)}."
+
+
+def as_json(findings: Iterable[Finding]) -> str:
+    """The report for programs: one object with the counts and each finding."""
+    every = list(findings)
+    verdicts = [finding.verdict for finding in every]
+    content = {
+        "problems": verdicts.count(Verdict.PROBLEM),
+        "warnings": verdicts.count(Verdict.WARNING),
+        "findings": [
+            {
+                "verdict": finding.verdict.name.lower(),
+                "subject": finding.subject,
+                "text": finding.text,
+                "remedy": finding.remedy,
+            }
+            for finding in every
+        ],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False)

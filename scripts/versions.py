@@ -29,5 +29,14 @@ def describe_versions() -> str:
 def run(options: argparse.Namespace) -> int:
     """Print the versions, each on a line of its own."""
     del options
+    from hivemind.errors import DaemonStartError
+    from hivemind.p2p import daemon_versions, find_binary
+
     print(describe_versions().replace(", ", "\n"))
+    try:
+        daemon = daemon_versions(find_binary())
+    except DaemonStartError as error:
+        print(f"p2pd ({error.reason})")
+    else:
+        print(f"{daemon['agent'].replace('/', ' ')}, {daemon['go']}, libp2p {daemon['libp2p']}")
     return EXIT_OK

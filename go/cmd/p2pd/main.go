@@ -1,5 +1,5 @@
 // Command p2pd is the network daemon of a hivemind peer. It reads its configuration from standard input and serves control
-// connections; see docs/control-protocol.md.
+// connections; see docs/control-protocol.md. With --version it only says what it is.
 package main
 
 import (
@@ -9,5 +9,8 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 1 {
+		os.Exit(life.Tell(os.Args[1:], os.Stdout, os.Stderr))
+	}
 	os.Exit(life.Run(os.Stdin, os.Stdout, os.Stderr))
 }

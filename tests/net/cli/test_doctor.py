@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hivemind.dht import DHT
+from hivemind.p2p import SwarmKey
 from tests.support.waiting import PATIENCE
 
 LOCAL = {"auto_nat": False, "nat_port_map": False}
@@ -36,12 +39,41 @@ def test_a_machine_and_a_peer_that_are_well() -> None:
         code, report = doctor(*HOST, "--peer", *map(str, dht.get_visible_maddrs()))
     assert code == 0
     assert "ok       versions: hivemind 2." in report
-    assert "ok       daemon: " in report
+    assert re.search(r"ok       daemon: .*\(p2pd/2\.0, go1\.\d+.*, libp2p v0\.\d+.*\) starts in", report)
     assert f"ok       peer {dht.peer_id}: connected directly" in report
     assert "ok       reachable: not found out" in report, "nobody dials back a private address"
     assert "s ahead of this one" in report or "s behind this one" in report
     assert "only programs on this machine can call this peer" in report, "it is told to listen on loopback"
+    assert "ok       NAT: its type is not known" in report
+    assert " relays: " not in report
     assert report.splitlines()[-1].startswith("0 problems, ")
+
+
+def test_a_relay_and_the_report_for_programs() -> None:
+    with DHT(start=True, relay_service=True, **LOCAL) as dht:
+        code, report = doctor(*HOST, "--json", "--initial_peers", *map(str, dht.get_visible_maddrs()))
+    assert code == 0
+    content = json.loads(report)
+    assert set(content) == {"problems", "warnings", "findings"}
+    assert content["problems"] == 0
+    (relays,) = [each for each in content["findings"] if each["subject"] == "relays"]
+    assert relays["verdict"] == "ok"
+    assert f"{dht.peer_id} (16 GiB, 30 min a connection): use_auto_relay=True" in relays["text"]
+    counted = [each["verdict"] for each in content["findings"]].count("warning")
+    assert content["warnings"] == counted > 0
+    assert all(bool(each["remedy"]) == (each["verdict"] != "ok") for each in content["findings"])
+
+
+def test_a_private_swarm(tmp_path: Path) -> None:
+    path = tmp_path / "swarm.key"
+    SwarmKey.generate().write(path)
+    with DHT(start=True, swarm_key_path=path, **LOCAL) as dht:
+        peer = ["--peer", *map(str, dht.get_visible_maddrs())]
+        code, report = doctor(*HOST, *peer, "--swarm_key_path", str(path))
+        assert (code, f"ok       peer {dht.peer_id}: connected directly" in report) == (0, True)
+        code, report = doctor(*HOST, *peer, "--timeout", "3")
+        assert code == 1
+        assert "may be in a private swarm" in report
 
 
 def test_peers_with_faults() -> None:

@@ -59,6 +59,21 @@ def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("version") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["hivemind", "Python", "torch"]
+    assert lines[-1].startswith("p2pd 2.0, go1.")
+
+
+def test_versions_without_a_daemon(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HIVEMIND_P2PD", str(tmp_path / "missing"))
+    assert run("version") == 0
+    assert "p2pd (HIVEMIND_P2PD names no p2p daemon" in capsys.readouterr().out
+    impostor = tmp_path / "p2pd"
+    impostor.write_text("#!/bin/sh\necho nonsense\n")
+    impostor.chmod(0o700)
+    monkeypatch.setenv("HIVEMIND_P2PD", str(impostor))
+    assert run("version") == 0
+    assert "does not say its version" in capsys.readouterr().out
 
 
 def test_options_of_hivemind_1(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from multiaddr import Multiaddr
 
 from hivemind.cli.findings import (
     Finding,
     Verdict,
+    as_json,
     judge_addresses,
     judge_descriptors,
+    judge_nat,
     judge_peer,
     judge_reachability,
+    judge_relays,
     summary,
 )
 from hivemind.dht import PeerReport
@@ -45,25 +50,79 @@ def test_addresses(addresses: list[str], verdict: Verdict, words: str) -> None:
     assert ("what to do" in str(finding)) == (verdict is not Verdict.OK)
 
 
+def seen(verdict: str = "unknown", *, relays: bool = False, tcp: str = "unknown", udp: str = "unknown") -> Reachability:
+    taking = (RelayInUse(PeerID.from_base58(PEER), 1800, 1 << 34),) if relays else ()
+    observed = {Multiaddr("/ip4/93.184.216.34/tcp/7"): 2}
+    return Reachability(verdict, False, taking, {}, 1, 0, 0, tcp, udp, observed)
+
+
 @pytest.mark.parametrize(
-    ("verdict", "relayed", "expected", "words"),
+    ("verdict", "expected", "words"),
     [
-        ("public", False, Verdict.OK, "directly"),
-        ("private", True, Verdict.OK, "through 1 relay"),
-        ("private", False, Verdict.WARNING, "use_auto_relay"),
-        ("unknown", False, Verdict.OK, "not found out"),
+        ("public", Verdict.OK, "directly"),
+        ("private", Verdict.WARNING, "use_auto_relay"),
+        ("unknown", Verdict.OK, "not found out"),
     ],
 )
-def test_reachability(verdict: str, relayed: bool, expected: Verdict, words: str) -> None:
-    relays = (RelayInUse(PeerID.from_base58(PEER), 1800, 1 << 34),) if relayed else ()
-    found = judge_reachability(Reachability(verdict, False, relays, {}, 1, 0, 0))
+def test_reachability(verdict: str, expected: Verdict, words: str) -> None:
+    found = judge_reachability(seen(verdict))
     assert found.verdict is expected
     assert words in str(found)
 
 
+@pytest.mark.parametrize(
+    ("tcp", "udp", "expected", "words"),
+    [
+        ("unknown", "unknown", Verdict.OK, "two peers of the internet"),
+        ("none", "unknown", Verdict.OK, "has an address of the internet"),
+        (
+            "cone",
+            "none",
+            Verdict.OK,
+            "TCP cone, UDP none; peers see this machine at /ip4/93.184.216.34/tcp/7: ",
+        ),
+        ("cone", "symmetric", Verdict.WARNING, "use_auto_relay"),
+        ("symmetric", "unknown", Verdict.WARNING, "each peer sees another port"),
+    ],
+)
+def test_nat_types(tcp: str, udp: str, expected: Verdict, words: str) -> None:
+    found = judge_nat(seen(tcp=tcp, udp=udp))
+    assert found.verdict is expected
+    assert words in str(found)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "relays", "expected", "words"),
+    [
+        ("unknown", True, Verdict.OK, f"through {PEER} (16 GiB, 30 min a connection)"),
+        ("private", True, Verdict.OK, "use_auto_relay=True"),
+        ("private", False, Verdict.PROBLEM, "hivemind-relay"),
+    ],
+)
+def test_relays(verdict: str, relays: bool, expected: Verdict, words: str) -> None:
+    found = judge_relays(seen(verdict, relays=relays), [PeerID.from_base58(PEER)])
+    assert found is not None
+    assert found.verdict is expected
+    assert words in str(found)
+
+
+@pytest.mark.parametrize("verdict", ["public", "unknown"])
+def test_no_relay_is_needed(verdict: str) -> None:
+    assert judge_relays(seen(verdict), []) is None
+
+
+def test_the_report_for_programs() -> None:
+    findings = [judge_reachability(seen("private")), judge_nat(seen())]
+    content = json.loads(as_json(findings))
+    assert (content["problems"], content["warnings"]) == (0, 1)
+    assert [each["verdict"] for each in content["findings"]] == ["warning", "ok"]
+    assert content["findings"][0]["remedy"] == findings[0].remedy
+
+
 def test_descriptors() -> None:
     assert judge_descriptors(1 << 20).verdict is Verdict.OK
-    assert "ulimit -n" in judge_descriptors(256).remedy
+    assert judge_descriptors(-1).verdict is Verdict.OK
+    assert "ulimit -Hn" in judge_descriptors(256).remedy
 
 
 def test_a_peer_that_is_well() -> None:
