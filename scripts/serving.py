@@ -59,6 +59,14 @@ def add_peer_options(parser: argparse.ArgumentParser, host_maddrs: list[str]) ->
         " over TCP",
     )
     parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="serve Prometheus text there, for instance at 127.0.0.1:9100 or unix:/run/peer.sock",
+    )
+    parser.add_argument(
+        "--metrics_public", action="store_true", help="let --metrics be on an address that others can reach"
+    )
+    parser.add_argument(
         "--refresh_period",
         type=float,
         default=30,
@@ -79,6 +87,8 @@ def peer_options(options: argparse.Namespace) -> dict[str, Any]:
         "announce_maddrs": options.announce_maddrs or None,
         "identity_path": options.identity_path,
         "swarm_key_path": options.swarm_key_path,
+        "metrics": options.metrics,
+        "metrics_public": options.metrics_public,
     }
 
 
@@ -94,6 +104,8 @@ async def serve(period: float, report: Report, *, only_p2p: bool = False, **opti
         lines = await dht.run_coroutine(report, return_future=True)
         # it has joined: this does not wait
         log_visible_maddrs(dht.get_visible_maddrs(), only_p2p=only_p2p)
+        if metrics := await dht.run_coroutine(_metrics, return_future=True):
+            logger.info("Prometheus text is served at %s", metrics)
         while True:
             for line in lines:
                 logger.info("%s", line)
@@ -101,6 +113,10 @@ async def serve(period: float, report: Report, *, only_p2p: bool = False, **opti
             lines = await dht.run_coroutine(report, return_future=True)
     finally:
         dht.shutdown()
+
+
+async def _metrics(dht: DHT, node: DHTNode) -> str | None:
+    return node.p2p.metrics_address
 
 
 async def count(dht: DHT, node: DHTNode) -> list[str]:

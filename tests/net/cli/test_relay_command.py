@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,19 @@ def test_its_limits_its_allowlist_and_its_status(tmp_path: Path) -> None:
             (way,) = behind.run_coroutine(known).relays
             assert (way.bytes, way.seconds) == (2**30, 90)
         assert relay.end(signal.SIGTERM) == 0
+
+
+def test_metrics() -> None:
+    with command("relay", *HOST, "--metrics", "127.0.0.1:0") as relay:
+        address = relay.until("Prometheus text is served at ").split()[-1]
+        with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
+            text = answer.read().decode()
+        assert "libp2p_relaysvc_status 1" in text
+        assert "hivemind_p2p_peers{" in text
+        assert relay.end(signal.SIGTERM) == 0
+    with command("dht", *HOST, "--metrics", "0.0.0.0:0") as refused:
+        assert "metrics_public" in refused.until("error")
+        assert refused.process.wait(PATIENCE) == 2
 
 
 def test_a_private_relay(tmp_path: Path) -> None:
