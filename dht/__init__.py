@@ -2,6 +2,7 @@
 
 from hivemind.crypto import RSAPrivateKey, RSAPublicKey
 from hivemind.dht.bootstrap import parse_initial_peers
+from hivemind.dht.changes import Change
 from hivemind.dht.config import DEFAULT_NUM_WORKERS, DHTNodeOptions
 from hivemind.dht.dht import DHT
 from hivemind.dht.examination import PeerReport, examine_peer
@@ -11,6 +12,7 @@ from hivemind.dht.routing import DHTID
 from hivemind.dht.schema import BytesWithPublicKey, SchemaValidator, conbytes
 from hivemind.dht.signing import Ed25519SignatureValidator, RSASignatureValidator
 from hivemind.dht.validation import CompositeValidator, DHTRecord, RecordValidatorBase
+from hivemind.dht.watch import DHTWatch, Watch
 from hivemind.timed_storage import ValueWithExpiration
 
 __all__ = [
@@ -18,11 +20,13 @@ __all__ = [
     "DHT",
     "DHTID",
     "BytesWithPublicKey",
+    "Change",
     "CompositeValidator",
     "DHTNode",
     "DHTNodeOptions",
     "DHTRecord",
     "DHTValue",
+    "DHTWatch",
     "Ed25519SignatureValidator",
     "PeerReport",
     "RSAPrivateKey",
@@ -31,6 +35,7 @@ __all__ = [
     "RecordValidatorBase",
     "SchemaValidator",
     "ValueWithExpiration",
+    "Watch",
     "conbytes",
     "examine_peer",
     "parse_initial_peers",

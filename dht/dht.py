@@ -20,6 +20,7 @@ from hivemind.dht.node import DHTNode
 from hivemind.dht.recipe import CopyRecipe, NodeRecipe, Recipe
 from hivemind.dht.records import DHTKey, DHTValue, Subkey
 from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
+from hivemind.dht.watch import DEFAULT_WATCH_INTERVAL, DHTWatch, Watch
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p import P2P, AuthorizerBase
@@ -217,6 +218,18 @@ class DHT(BackgroundNode):
     ) -> bool:
         node = await self._joined()
         return await node.store(key, value, expiration_time, subkey=subkey, **kwargs)
+
+    def watch(self, key: DHTKey, interval: float = DEFAULT_WATCH_INTERVAL) -> DHTWatch:
+        """What changes under ``key``, beginning with what is there: ``for change in dht.watch(key)``; see `DHTWatch`.
+
+        :param interval: seconds between two looks at the nodes that hold it
+        :raises ConfigError: if the interval is wrong
+        """
+        self._started()
+        return DHTWatch(self._runtime.call(self._watch, key, interval), self._runtime)
+
+    async def _watch(self, key: DHTKey, interval: float) -> Watch:
+        return (await self._joined()).watch(key, interval)
 
     def add_validators(self, record_validators: Iterable[RecordValidatorBase]) -> None:
         """Add validators of records while the node runs.

@@ -24,6 +24,7 @@ from hivemind.dht.search import Answer, run_lookups
 from hivemind.dht.storage import DictionaryDHTValue, StoredValue
 from hivemind.dht.storing import Placement, Record, make_records
 from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
+from hivemind.dht.watch import DEFAULT_WATCH_INTERVAL, Watch
 from hivemind.errors import RuntimeClosedError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
@@ -273,6 +274,15 @@ class DHTNode:
         if return_futures:
             return dict(futures)
         return {key: await future for key, future in futures.items()}
+
+    def watch(self, key: DHTKey, interval: float = DEFAULT_WATCH_INTERVAL) -> Watch:
+        """What changes under ``key``, beginning with what is there; see `Watch`.
+
+        :param interval: seconds between two looks at the nodes that hold it
+        :raises ConfigError: if the interval is wrong
+        """
+        self._check_alive()
+        return Watch(self, key, interval, self._scope)
 
     async def renew(self, keys: Sequence[DHTID]) -> None:
         """Look for newer values of cached keys."""

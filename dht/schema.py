@@ -116,7 +116,7 @@ def _identical(a: Any, b: Any) -> bool:
     return bool(a == b) or (a != a and b != b)
 
 
-class ConstrainedBytes(bytes):
+class _ConstrainedBytes(bytes):
     """Base of the types that `conbytes` makes: pydantic, of either version, takes bytes that fit, and leaves them."""
 
     pattern: ClassVar[re.Pattern[bytes] | None] = None
@@ -148,7 +148,7 @@ class ConstrainedBytes(bytes):
 
 def conbytes(
     *, regex: bytes | str | None = None, min_length: int = 0, max_length: float = float("inf")
-) -> type[ConstrainedBytes]:
+) -> type[_ConstrainedBytes]:
     """A type for fields of a schema, and for subkeys of one: bytes within bounds.
 
     :param regex: they begin with a match of this
@@ -159,7 +159,7 @@ def conbytes(
         pattern = None if regex is None else re.compile(regex.encode() if isinstance(regex, str) else regex)
     except re.error as error:
         raise ConfigError("regex", regex, f"a regular expression ({error})") from error
-    return type("ConstrainedBytesValue", (ConstrainedBytes,), {"pattern": pattern, "bounds": (min_length, max_length)})
+    return type("ConstrainedBytesValue", (_ConstrainedBytes,), {"pattern": pattern, "bounds": (min_length, max_length)})
 
 
 #: Bytes that name their owner, whose signature a signature validator then asks for: for subkeys of a schema.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Final
 
 from hivemind.clock import DHTExpiration, get_dht_time
@@ -114,6 +115,20 @@ class DHTLocalStorage(TimedStorage[DHTID, StoredValue]):
         self.nbytes = 0
         # what each key counts for in nbytes: a dictionary shrinks unseen when its entries expire
         self._counted: dict[DHTID, int] = {}
+        self._listeners: dict[DHTID, list[Callable[[], None]]] = {}
+
+    def listen(self, key: DHTID, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` whenever something is stored under ``key``, until what is returned is called."""
+        self._listeners.setdefault(key, []).append(listener)
+
+        def unlisten() -> None:
+            listeners = self._listeners.get(key, [])
+            if listener in listeners:
+                listeners.remove(listener)
+            if not listeners:
+                self._listeners.pop(key, None)
+
+        return unlisten
 
     def store(  # type: ignore[override]
         self, key: DHTID, value: BinaryDHTValue, expiration_time: DHTExpiration, subkey: Subkey | None = None
@@ -174,9 +189,12 @@ class DHTLocalStorage(TimedStorage[DHTID, StoredValue]):
         self.nbytes -= self._counted.pop(key)
 
     def _count(self, key: DHTID, value: StoredValue) -> None:
+        """Keep ``nbytes`` true after each store, and tell who listens."""
         size = _RECORD_BYTES + (value.nbytes if isinstance(value, DictionaryDHTValue) else len(value))
         self.nbytes += size - self._counted.get(key, 0)
         self._counted[key] = size
+        for listener in tuple(self._listeners.get(key, ())):
+            listener()
 
     def _overfull(self) -> bool:
         return super()._overfull() or self.nbytes > self.max_bytes

@@ -16,8 +16,8 @@ from contextlib import ExitStack
 import pytest
 
 from hivemind.clock import get_dht_time
-from hivemind.dht import DHT, DHTNode, RSAPrivateKey, RSASignatureValidator
-from hivemind.errors import ConfigError, DaemonDied, P2PDaemonError, RuntimeClosedError
+from hivemind.dht import DHT, Change, DHTNode, RSAPrivateKey, RSASignatureValidator
+from hivemind.errors import ConfigError, DaemonDied, DeadlineExceeded, P2PDaemonError, RuntimeClosedError
 from hivemind.p2p import P2P
 from hivemind.runtime import get_runtime
 from tests.support.waiting import PATIENCE, eventually_sync
@@ -304,3 +304,31 @@ def _stores(dht: DHT) -> bool:
         return dht.store("key", 0, get_dht_time() + 1)
     except DaemonDied:
         return False
+
+
+def test_watching_from_threads_and_loops() -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(DHT(start=True, **LOCAL))
+        second = stack.enter_context(DHT(initial_peers=first.get_visible_maddrs(), start=True, **LOCAL))
+        now = get_dht_time()
+        with second.watch("key", interval=0.2) as watch:
+            with pytest.raises(DeadlineExceeded):
+                watch.next_change(timeout=0.5)
+            assert first.store("key", 1, now + 60, subkey="a")
+            assert watch.next_change(timeout=10) == Change("added", "a", 1, now + 60)
+            assert first.store("key", 2, now + 70, subkey="a")
+            assert next(watch) == Change("updated", "a", 2, now + 70)
+
+            async def from_another_loop() -> Change:
+                assert first.store("key", 3, now + 80, subkey="b")
+                async with asyncio.timeout(10):
+                    return await anext(watch)
+
+            assert asyncio.run(from_another_loop()) == Change("added", "b", 3, now + 80)
+        assert list(watch) == []
+        left = second.watch("key")
+        assert next(left).kind == "added"
+        with pytest.raises(ConfigError, match="interval"):
+            second.watch("key", interval=-1)
+    assert list(left) == [], "it has ended with its DHT"
+    left.close()
