@@ -61,6 +61,10 @@ class Arithmetic(ServicerBase):
     async def rpc_mirror(self, request: Tensor, context: P2PContext) -> Tensor:
         return Tensor(buffer=bytes(reversed(request.buffer)))
 
+    async def rpc_length(self, request: Tensor, context: P2PContext) -> TestResponse:
+        await asyncio.sleep(0.1)  # so that many are under way at once
+        return TestResponse(number=len(request.buffer))
+
     async def rpc_mirror_stream(self, requests: AsyncIterator[Tensor], context: P2PContext) -> AsyncIterator[Tensor]:
         async for request in requests:
             yield Tensor(buffer=bytes(reversed(request.buffer)))
@@ -142,6 +146,12 @@ async def _mirror_stream(stub: Any, blobs: list[bytes], received: list[Any]) -> 
     return await _collect(stub.rpc_mirror_stream(send_blobs(blobs)), "buffer", received)
 
 
+async def _lengths(stub: Any, lengths: list[int], received: list[Any]) -> Any:
+    """A call for each length, all at once; the lengths that the peer has found."""
+    answers = await asyncio.gather(*(stub.rpc_length(Tensor(buffer=bytes(length))) for length in lengths))
+    return [answer.number for answer in answers]
+
+
 async def _cancel_stream(stub: Any, number: int, received: list[Any]) -> Any:
     """Take the first item of a stream whose handler then hangs, and close the stream."""
     stream = await stub.rpc_hang_midway(TestRequest(number=number))
@@ -159,5 +169,6 @@ _CALLS: dict[str, Callable[[Any, Any, list[Any]], Awaitable[Any]]] = {
     "count_then_refuse": _count_then_refuse,
     "mirror": _mirror,
     "mirror_stream": _mirror_stream,
+    "lengths": _lengths,
     "cancel_stream": _cancel_stream,
 }

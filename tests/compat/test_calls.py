@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compat.pairs import KINDS, Kind, check_stream, eventually, other, start_caller, start_pair
+from tests.compat.pairs import KINDS, Kind, OurCaller, check_stream, eventually, other, start_caller, start_pair
 from tests.support.legacy_repeat import LegacyPeers, repeat_on_legacy_fault
 
 MIB = 1 << 20
@@ -116,6 +116,24 @@ async def test_calls_in_flight_both_ways(legacy: LegacyPeers, caller: Kind) -> N
         kinds = [other(caller)] * 8 + [caller] * 8
         for kind, sums, right in zip(kinds, await asyncio.gather(*there, *back), expected * 2, strict=True):
             check_stream(kind, sums, right)
+
+
+@repeat_on_legacy_fault
+async def test_what_training_needs_is_never_limited(legacy: LegacyPeers, caller: Kind) -> None:
+    """200 calls of 1 MiB at once, again and again: none is refused, and nobody is taken for one who floods."""
+    async with start_pair(legacy, caller) as (calling, callee):
+        for _ in range(3):
+            lengths = [MIB - number for number in range(200)]
+            assert await calling.call(callee.peer_id, "lengths", lengths) == lengths
+        ours = calling if isinstance(calling, OurCaller) else callee
+        assert isinstance(ours, OurCaller)
+        metrics = await ours.p2p.metrics()
+        assert await ours.p2p.bans() == {}
+        (peer,) = metrics.peers.values()
+        assert not peer.slowed
+        for calls in (peer.incoming, peer.outgoing):
+            assert calls.errors == {}
+        assert peer.incoming.calls + peer.outgoing.calls == 600
 
 
 @repeat_on_legacy_fault

@@ -177,10 +177,8 @@ func runHandler(s *stream, ns *netStream, limit int64, callID [wire.CallIDSize]b
 	stop := abortWith(s, ns)
 	err := sendHandlerAnswer(s, ns, limit, callID, handled)
 	if err == nil {
-		err = ns.CloseWrite()
-	}
-	if err == nil {
 		s.cancel(errFinished)
+		_ = ns.CloseWrite() // a caller that has read its answer may be gone already
 	} else {
 		s.cancel(err)
 	}

@@ -24,7 +24,7 @@ func (n *Node) newGuard(cfg *config.Config) *guard.Guard {
 		Dropped: func(p peer.ID, why guard.Reason) {
 			if left, ok := dropped.allow(time.Now()); ok {
 				n.log.Warn("a peer that floods this one was dropped; raise the flood limit if it is one of yours",
-					"peer", p, "with", why.String(), "refused_for", cfg.FloodBan.Duration(), "left_out", left)
+					"peer", p, "with", why.String(), "refused_for", cfg.FloodBan.Duration().String(), "left_out", left)
 			}
 			go n.closeTo(p)
 		},
