@@ -1,4 +1,4 @@
-"""What a node does unasked: bucket refresh, and another try with peers that went silent.
+"""What a node does unasked: bucket refresh, a look whether neighbours live, another try with peers that went silent.
 
 After a partition has healed, both halves have forgotten each other; a lost peer that answers again leads this node back
 to the others, and as a newcomer it is given the records it should hold.
@@ -26,6 +26,9 @@ logger = get_logger(__name__)
 #: Seconds between two rounds, and lost peers tried in each.
 PERIOD: Final = 15.0
 LOST_PER_ROUND: Final = 4
+#: Neighbours that were not heard of for so many seconds are asked whether they live, so many in each round.
+NEIGHBOR_SECONDS: Final = 60.0
+NEIGHBORS_PER_ROUND: Final = 4
 
 
 class Maintenance:
@@ -52,6 +55,7 @@ class Maintenance:
     async def round(self) -> None:
         """One round."""
         node = self._node
+        await self._ask_neighbors()
         back = await self._try_lost_peers()
         if not len(node.protocol.routing_table) and node.initial_peers:
             back = await bootstrap(node, node.initial_peers, self._scope) or back
@@ -59,6 +63,12 @@ class Maintenance:
             await node.find_nearest_nodes([node.node_id], exclude_self=True)
         if node.options.refresh_timeout is not None:
             await self._refresh(node.options.refresh_timeout)
+
+    async def _ask_neighbors(self) -> None:
+        """Those who share the records of this node: when one is gone, others take its place."""
+        protocol = self._node.protocol
+        silent = protocol.neighborhood.unheard(NEIGHBOR_SECONDS, NEIGHBORS_PER_ROUND)
+        await asyncio.gather(*(protocol.call_ping(peer) for peer in silent))
 
     async def _try_lost_peers(self) -> bool:
         """

@@ -1,13 +1,16 @@
-"""Whom this node knows, kept true: newcomers are greeted with the records they should hold, silent members go."""
+"""Whom this node knows, kept true: newcomers are greeted with the records they should hold, silent members go, and what
+they held is given to those who are nearest now."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from hivemind.aio import TaskScope
 from hivemind.clock import DHTExpiration, get_dht_time
+from hivemind.dht.replication import heirs, is_due
 from hivemind.dht.routing import DHTID, RoutingTable
 from hivemind.dht.storage import DHTLocalStorage, StoredValue
 from hivemind.identity import PeerID
@@ -27,6 +30,12 @@ KEYS_AT_A_TIME: Final = 128
 #: How long, and how many, peers that went silent are remembered: after a partition they are asked again.
 LOST_SECONDS: Final = 1800.0
 MAX_LOST: Final = 256
+
+#: Seconds between the first silent member and the look at what it held: others may have gone with it.
+INHERITANCE_DELAY: Final = 2.0
+#: Nodes whose records are looked for together, and records given to one peer at a time.
+MAX_GONE: Final = 256
+MAX_INHERITED: Final = 1024
 
 Record = tuple[DHTID, StoredValue, float]
 
@@ -58,11 +67,18 @@ class Neighborhood:
         self._waiting: dict[PeerID, DHTID] = {}
         self._greeted: TimedStorage[PeerID, bool] = TimedStorage(4 * MAX_WAITING)
         self._greeter: asyncio.Task[None] | None = None
+        self._gone: set[DHTID] = set()
+        self._executor: asyncio.Task[None] | None = None
+        #: when each member of the table was last heard of, by the clock of the loop
+        self._heard: dict[DHTID, float] = {}
 
     def seen(self, node_id: DHTID, peer_id: PeerID) -> None:
         """A node has called, or has answered."""
         known = self.routing_table.uid_to_peer_id.get(node_id) == peer_id
         oldest = self.routing_table.add_or_update_node(node_id, peer_id)
+        if self.routing_table.uid_to_peer_id.get(node_id) == peer_id:
+            self._heard[node_id] = asyncio.get_running_loop().time()
+            self._gone.discard(node_id)
         if oldest is not None:
             self._scope.start(self._ping(oldest[1]), name="ping of the member longest unseen")
         elif not known and self.routing_table.uid_to_peer_id.get(node_id) == peer_id:
@@ -74,6 +90,8 @@ class Neighborhood:
         node_id = self.routing_table.peer_id_to_uid.get(peer_id)
         if node_id is not None:
             del self.routing_table[node_id]
+            self._heard.pop(node_id, None)
+            self._bequeath(node_id)
             self.remember(peer_id, get_dht_time() + LOST_SECONDS)
 
     def remember(self, peer_id: PeerID, until: DHTExpiration) -> None:
@@ -113,11 +131,41 @@ class Neighborhood:
                 await self._push(peer_id, records)
 
     def should_push(self, key: DHTID, newcomer: DHTID) -> bool:
-        """Whether ``newcomer`` should hold ``key`` now and this node is the one to give it: of those it knows, this
-        node is the nearest to the key, and the newcomer is among the nearest ``num_replicas``."""
+        """See `is_due`."""
         others = self.routing_table.get_nearest_neighbors(key, self._num_replicas, exclude=newcomer)
-        if not others:
-            return True
-        if others[0][0] ^ key < self.routing_table.node_id ^ key:
-            return False
-        return len(others) < self._num_replicas or newcomer ^ key < others[-1][0] ^ key
+        return is_due(key, newcomer, self.routing_table.node_id, others, self._num_replicas)
+
+    def unheard(self, seconds: float, count: int) -> list[PeerID]:
+        """Of the nodes nearest to this one, with which it shares what it holds, those that were not heard of for
+        ``seconds``: longest ago first, at most ``count``."""
+        before = asyncio.get_running_loop().time() - seconds
+        near = self.routing_table.get_nearest_neighbors(self.routing_table.node_id, 2 * self._num_replicas)
+        silent = sorted((self._heard.get(node_id, 0.0), peer_id) for node_id, peer_id in near)
+        return [peer_id for heard, peer_id in silent if heard < before][:count]
+
+    def _bequeath(self, node_id: DHTID) -> None:
+        if not self._storage.data or len(self._gone) >= MAX_GONE:
+            return
+        self._gone.add(node_id)
+        if self._executor is None or self._executor.done():
+            self._executor = self._scope.start(self._execute(), name="records of nodes that are gone")
+
+    async def _execute(self) -> None:
+        """Give what gone nodes held to those who are nearest to it now."""
+        while self._gone:
+            await asyncio.sleep(INHERITANCE_DELAY)
+            gone, self._gone = frozenset(self._gone), set()
+            for peer_id, records in (await self._legacies(gone)).items():
+                for start in range(0, len(records), MAX_INHERITED):
+                    await self._push(peer_id, records[start : start + MAX_INHERITED])
+
+    async def _legacies(self, gone: frozenset[DHTID]) -> dict[PeerID, list[Record]]:
+        table, replicas = self.routing_table, self._num_replicas
+        legacies: dict[PeerID, list[Record]] = defaultdict(list)
+        for count, (key, (value, expiration)) in enumerate(tuple(self._storage.items()), start=1):
+            others = table.get_nearest_neighbors(key, replicas)
+            for _, peer_id in heirs(key, table.node_id, gone, others, replicas):
+                legacies[peer_id].append((key, value, expiration))
+            if count % KEYS_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+        return legacies

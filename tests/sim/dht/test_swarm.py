@@ -98,6 +98,31 @@ def test_newcomers_hold_what_they_should() -> None:
     run_virtual(main)
 
 
+def test_holders_that_leave_have_heirs() -> None:
+    """Three of four nodes die, one by one; whatever they held is still there."""
+
+    async def main() -> None:
+        async with dht_swarm(24) as swarm:
+            swarm.net.delay(0.01)
+            expiration = get_dht_time() + 36000
+            writer = swarm.nodes[1]
+            keys = [f"key {number}" for number in range(40)]
+            assert all((await writer.store_many(keys, list(range(40)), expiration)).values())
+            for name in ("a", "b"):
+                assert await writer.store("all", name, expiration, subkey=name)
+            for node in [writer, *random.Random(2).sample([node for node in swarm.nodes if node is not writer], 17)]:
+                await swarm.kill(node)
+                await asyncio.sleep(2 * MENDING)
+            for node in swarm.nodes:
+                found = await node.get_many(keys, float("inf"))
+                assert [value.value if value else None for value in found.values()] == list(range(40))
+            found_all = await swarm.nodes[0].get("all", latest=True)
+            assert found_all is not None
+            assert found_all.value.keys() == {"a", "b"}
+
+    run_virtual(main)
+
+
 async def both_sides_work(left: list[DHTNode], right: list[DHTNode], expiration: float) -> None:
     for side, nodes in (("left", left), ("right", right)):
         for number in range(5):
