@@ -7,6 +7,7 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
 
 PEERS ?= 4
+FUZZ_SECONDS ?= 60
 ARGS ?=
 
 # Where Python must not keep compiled modules, each of the many processes below compiles torch again: 3 s.
@@ -45,7 +46,7 @@ run: env ## Train on real images in a local swarm of PEERS=4 processes
 	@$(PY) examples/digits/swarm.py --peers $(PEERS) $(ARGS)
 
 test: env legacy ## All that a change must pass, from a fresh checkout
-	@$(PY) tools/run_suites.py lint types arch proto-check go unit sim net $(notdir $(wildcard tests/nat)) docs compat
+	@$(PY) tools/run_suites.py lint types arch proto-check go unit sim net $(notdir $(wildcard tests/nat)) docs compat fuzz
 
 bench: env legacy ## Measure this library and hivemind 1.1.12 in turn, and print the ratio
 	@$(PY) benchmarks/run.py $(ARGS)
@@ -135,7 +136,7 @@ proto-check: $(PROTO) ## Whether the generated messages are fresh
 
 ## Tests
 
-.PHONY: unit sim net nat compat docs go
+.PHONY: unit sim net nat compat docs go fuzz
 unit: $(PACKAGE) ## Pure parts, golden bytes, the shape of the code
 	@$(PYTEST) $(REPORT) tests/unit tests/test_shape.py $(ARGS)
 
@@ -153,6 +154,9 @@ compat: env legacy ## One swarm with hivemind 1.1.12
 
 docs: env ## The code that README and docs show
 	@$(PYTEST) $(REPORT) tests/docs $(ARGS)
+
+fuzz: env toolchain ## Hostile clients, daemons and peers, FUZZ_SECONDS=60 for each of four sides
+	@$(PY) tools/fuzz.py --seconds $(FUZZ_SECONDS)
 
 go: toolchain ## The daemon: gofmt, vet, staticcheck, tests (with the race detector where a C compiler is)
 	@$(PY) tools/check_go.py

@@ -1,38 +1,48 @@
-"""How long one unary call takes, and how many a second go through with 32 in flight, between two processes."""
+"""How long one unary call takes, and how many a second go through with several in flight, between two processes."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import uvloop
-from common import KIB, MIB, emit, median, parse_arguments, seconds_of
+from common import KIB, MIB, Figure, emit, median, parse_arguments, percentile, seconds_of
 from service import connect, serve
 
 from hivemind.proto.runtime_pb2 import Tensor
 
-IN_FLIGHT = 32
+#: Name, bytes, calls one after another, calls at once.
+SIZES = (("1 KiB", KIB, 2000, 32), ("1 MiB", MIB, 200, 4), ("3 MiB", 3 * MIB, 60, 0))
+
+
+async def rate_of(stub: Any, message: Tensor, in_flight: int, total: int) -> Figure:
+    """Calls a second with ``in_flight`` of them at once."""
+
+    async def call_in_turn(count: int) -> None:
+        for _ in range(count):
+            await stub.rpc_echo(message)
+
+    await asyncio.gather(*(call_in_turn(1) for _ in range(in_flight)))
+    each = total // in_flight
+    started = time.perf_counter()
+    await asyncio.gather(*(call_in_turn(each) for _ in range(in_flight)))
+    return in_flight * each / (time.perf_counter() - started), "/s"
 
 
 async def main(quick: bool) -> None:
-    """Echo 1 KiB and 1 MiB, then 1 KiB from many callers at once."""
+    """Echo messages of three sizes."""
+    figures: dict[str, Figure] = {}
     async with connect(__file__) as stub:
-        small, large = Tensor(buffer=bytes(KIB)), Tensor(buffer=bytes(MIB))
-        of_small = await seconds_of(lambda: stub.rpc_echo(small), 200 if quick else 1000)
-        of_large = await seconds_of(lambda: stub.rpc_echo(large), 30 if quick else 100)
-
-        async def call_in_turn(count: int) -> None:
-            for _ in range(count):
-                await stub.rpc_echo(small)
-
-        each = 30 if quick else 150
-        await asyncio.gather(*(call_in_turn(3) for _ in range(IN_FLIGHT)))
-        started = time.perf_counter()
-        await asyncio.gather(*(call_in_turn(each) for _ in range(IN_FLIGHT)))
-        rate = IN_FLIGHT * each / (time.perf_counter() - started)
-    emit(
-        {"unary call, 1 KiB": median(of_small), "unary call, 1 MiB": median(of_large), "calls with 32 in flight": rate}
-    )
+        for name, size, repeat, in_flight in SIZES:
+            count = repeat // 4 if quick else repeat
+            message = Tensor(buffer=bytes(size))
+            seconds = await seconds_of(lambda message=message: stub.rpc_echo(message), count)
+            figures[f"unary {name}, median"] = median(seconds)
+            if in_flight:
+                figures[f"unary {name}, p99"] = percentile(seconds, 0.99)
+                figures[f"unary {name}, {in_flight} in flight"] = await rate_of(stub, message, in_flight, 2 * count)
+    emit(figures)
 
 
 if __name__ == "__main__":

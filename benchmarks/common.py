@@ -1,6 +1,6 @@
 """What every workload shares; the standard library only. Workloads run unchanged under either library's Python.
 
-A workload is a script that measures one claim and prints one line, ``{"name": seconds or rate, ...}``, last. It uses
+A workload is a script that measures one claim and prints one line, ``{"name": [value, unit], ...}``, last. It uses
 only what both libraries document. ``benchmarks/run.py`` runs it under both in turn.
 """
 
@@ -33,15 +33,24 @@ def parse_arguments(*extra: tuple[str, dict[str, Any]]) -> argparse.Namespace:
     return parser.parse_args()
 
 
+#: A value and its unit: "s" and "B" are better when smaller, "B/s" and "/s" when greater.
+Figure = tuple[float, str]
+
+
 def emit(figures: dict[str, Any]) -> None:
     """Print one line of JSON, the only thing on standard output that the other side reads."""
     sys.stdout.write(json.dumps(figures) + "\n")
     sys.stdout.flush()
 
 
-def median(values: list[float]) -> float:
+def median(seconds: list[float]) -> Figure:
     """The middle one, the upper of two."""
-    return sorted(values)[len(values) // 2]
+    return percentile(seconds, 0.5)
+
+
+def percentile(seconds: list[float], fraction: float) -> Figure:
+    """The one that ``fraction`` of them do not exceed."""
+    return sorted(seconds)[min(len(seconds) - 1, int(fraction * len(seconds)))], "s"
 
 
 async def seconds_of(action: Callable[[], Awaitable[object]], repeat: int) -> list[float]:
@@ -56,10 +65,9 @@ async def seconds_of(action: Callable[[], Awaitable[object]], repeat: int) -> li
 
 
 class Child:
-    """A process of the same script and Python, spoken to in lines."""
+    """A process spoken to in lines."""
 
-    def __init__(self, script: str, *arguments: str) -> None:
-        command = [sys.executable, "-W", "ignore", script, *arguments]
+    def __init__(self, command: list[str]) -> None:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def send(self, line: str) -> None:
@@ -92,8 +100,15 @@ class Child:
 
 @contextlib.contextmanager
 def child(script: str, *arguments: str) -> Iterator[Child]:
+    """A :class:`Child` of the same Python that ends with the block."""
+    with running([sys.executable, "-W", "ignore", script, *arguments]) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def running(command: list[str]) -> Iterator[Child]:
     """A :class:`Child` that ends with the block."""
-    process = Child(script, *arguments)
+    process = Child(command)
     try:
         yield process
     finally:

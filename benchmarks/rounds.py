@@ -79,6 +79,6 @@ def main(repeat: int) -> None:
 if __name__ == "__main__":
     options = parse_arguments(("--rank", {"type": int}), ("--maddrs", {"type": json.loads}))
     if options.rank is None:
-        main(repeat=3 if options.quick else 6)
+        main(repeat=1 if options.quick else 6)
     else:
         work(options.rank, options.maddrs)

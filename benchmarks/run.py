@@ -4,6 +4,9 @@
 file. A line's figure is the median over the rounds; its ratio is the median of the rounds' ratios, each of two runs
 next to each other, with the least and the greatest. Above 1 this library is ahead. One time without the other says
 nothing: machines are noisy.
+
+Calls and streams are measured a third time, on go-libp2p alone with this library's transport (``go/cmd/p2pbench``):
+the share says how much of that is reached.
 """
 
 from __future__ import annotations
@@ -12,69 +15,40 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from report import LEGACY, OURS, RAW, Line, table
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-WORKLOADS = ("startup", "records", "calls", "streams", "rounds")
-RUN_SECONDS = 900.0  # one workload under one library; typical is 10 to 60
-OURS, LEGACY = "hivemind 2", "1.1.12"
-
-UNITS: dict[str, Callable[[float], str]] = {
-    "seconds": lambda value: f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms",
-    "bytes/s": lambda value: f"{value / 1e6:.0f} MB/s",
-    "calls/s": lambda value: f"{value:.0f} /s",
-}
-
-
-def unit_of(line: str) -> str:
-    """The unit of a line of the table; all but seconds are better when greater."""
-    if line.startswith("stream"):
-        return "bytes/s"
-    return "calls/s" if "in flight" in line else "seconds"
+WORKLOADS = ("startup", "idle", "records", "calls", "streams", "relayed", "crowd", "rounds")
+#: Those that `p2pbench` has as well.
+CEILINGS = ("calls", "streams")
+RUN_SECONDS = 900.0  # one workload on one side; typical is 5 to 60
 
 
 @dataclass
-class Line:
-    """One line of the table: a figure for each round and side."""
+class Findings:
+    """What the runs have given so far."""
 
-    name: str
-    ours: list[float] = field(default_factory=list)
-    legacy: list[float] = field(default_factory=list)
+    lines: dict[str, Line] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    def ratios(self) -> list[float]:
-        """How much better this library is, by round."""
-        pairs = zip(self.ours, self.legacy, strict=False)
-        if unit_of(self.name) == "seconds":
-            return [legacy / ours for ours, legacy in pairs]
-        return [ours / legacy for ours, legacy in pairs]
-
-    def as_json(self) -> dict[str, Any]:
-        """Unit, all figures and the ratio."""
-        ratios = self.ratios()
-        ratio = statistics.median(ratios) if ratios else None
-        return {"unit": unit_of(self.name), "hivemind 2": self.ours, "hivemind 1.1.12": self.legacy, "ratio": ratio}
-
-    def as_row(self) -> tuple[str, ...]:
-        """The cells of the table."""
-        text = UNITS[unit_of(self.name)]
-        ratios = self.ratios()
-        if not ratios:
-            return (
-                self.name,
-                *(text(statistics.median(side)) if side else "failed" for side in (self.ours, self.legacy)),
-                "",
-                "",
-            )
-        ours, legacy = text(statistics.median(self.ours)), text(statistics.median(self.legacy))
-        return self.name, ours, legacy, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"
+    def add(self, workload: str, side: str, figures: dict[str, Any]) -> None:
+        """The figures of one run, with its ``problems`` (it failed) and ``notes``."""
+        for kind in ("problems", "notes"):
+            found = [f"{workload}, {side}: {text}" for text in figures.pop(kind, ())]
+            known = getattr(self, kind)
+            known += [text for text in found if text not in known]
+        for name, (value, unit) in figures.items():
+            self.lines.setdefault(name, Line(name, unit)).add(side, value)
 
 
 def find_legacy_python() -> Path:
@@ -85,25 +59,39 @@ def find_legacy_python() -> Path:
     return python
 
 
-def environment() -> dict[str, str]:
-    """What both sides get: compiled modules are kept, one computing thread for each of the many processes, no log."""
+def build_p2pbench() -> Path:
+    """Compile ``go/cmd/p2pbench``."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    from build_daemon import SOURCE, require_go
+
+    target = ROOT / "build" / "p2pbench"
+    command = [require_go(), "build", "-trimpath", "-o", str(target), "./cmd/p2pbench"]
+    subprocess.run(command, cwd=SOURCE, env={**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}, check=True)
+    return target
+
+
+def environment(p2pbench: Path) -> dict[str, str]:
+    """What all sides get: compiled modules are kept, one computing thread for each of the many processes, no log."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HIVEMIND_LOGLEVEL": "ERROR"}
+    return {
+        **kept,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "HIVEMIND_LOGLEVEL": "ERROR",
+        "HIVEMIND_P2PBENCH": str(p2pbench),
+    }
 
 
-def warm_up(python: Path) -> None:
+def warm_up(python: Path, env: dict[str, str]) -> None:
     """Load the library once, so that its modules are compiled and in the page cache; not measured."""
     load = "import hivemind; hivemind.DHT; hivemind.DecentralizedAverager; hivemind.Optimizer"
-    subprocess.run([str(python), "-W", "ignore", "-c", load], check=True, env=environment())
+    subprocess.run([str(python), "-W", "ignore", "-c", load], check=True, env=env)
 
 
-def run_workload(python: Path, workload: str, quick: bool) -> dict[str, Any]:
-    """The figures of one run; empty, with a ``problems`` entry, if it failed."""
-    command = [str(python), "-W", "ignore", str(HERE / f"{workload}.py"), *(["--quick"] if quick else [])]
+def run(command: list[str], env: dict[str, str]) -> dict[str, Any]:
+    """The figures of one run; only a ``problems`` entry if it failed."""
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=RUN_SECONDS, env=environment(), check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS, env=env, check=False)
     except subprocess.TimeoutExpired:
         return {"problems": [f"took over {RUN_SECONDS:g} s"]}
     if done.returncode != 0 or not done.stdout.strip():
@@ -112,66 +100,63 @@ def run_workload(python: Path, workload: str, quick: bool) -> dict[str, Any]:
     return figures
 
 
-def measure(
-    pythons: dict[str, Path], workloads: Iterable[str], rounds: int, quick: bool
-) -> tuple[dict[str, Line], list[str]]:
-    """Run A B A B …; returns the lines, and what went wrong on the way."""
-    lines: dict[str, Line] = {}
-    problems: list[str] = []
+def sides_of(workload: str, pythons: dict[str, Path], p2pbench: Path, quick: bool) -> dict[str, list[str]]:
+    """The commands that measure a workload, by side."""
+    flags = ["--quick"] if quick else []
+    commands = {
+        side: [str(python), "-W", "ignore", str(HERE / f"{workload}.py"), *flags] for side, python in pythons.items()
+    }
+    if workload in CEILINGS:
+        commands[RAW] = [str(p2pbench), workload, *flags]
+    return commands
+
+
+def measure(pythons: dict[str, Path], p2pbench: Path, workloads: Iterable[str], rounds: int, quick: bool) -> Findings:
+    """Run A B A B …"""
+    findings = Findings()
+    env = environment(p2pbench)
     for python in pythons.values():
-        warm_up(python)
+        warm_up(python, env)
     for workload in workloads:
+        commands = sides_of(workload, pythons, p2pbench, quick)
         for number in range(rounds):
-            for side, python in pythons.items():
+            for side, command in commands.items():
                 started = time.monotonic()
-                figures = run_workload(python, workload, quick)
-                problems += [f"{workload}, {side}: {problem}" for problem in figures.pop("problems", [])]
-                for name, value in figures.items():
-                    line = lines.setdefault(name, Line(name))
-                    (line.ours if side == OURS else line.legacy).append(value)
+                findings.add(workload, side, run(command, env))
                 progress = f"{workload} {number + 1}/{rounds} {side}: {time.monotonic() - started:.0f} s"
                 print(progress, file=sys.stderr, flush=True)
-    return lines, problems
-
-
-def print_table(lines: Iterable[Line]) -> None:
-    """Columns padded to their widest cell; figures to the right."""
-    head = ("median of the rounds", OURS, LEGACY, "ratio", "of the rounds")
-    rows = [head, *(line.as_row() for line in lines)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    for number, row in enumerate(rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        print("| " + " | ".join(cells) + " |")
-        if number == 0:
-            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return findings
 
 
 def main() -> None:
     """Measure, print, write JSON. Ends with 1 if a workload failed under this library."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions in each run")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="few repetitions: all workloads in about three minutes")
+    parser.add_argument("--rounds", type=int, help="how often each side runs (default: 3, with --quick 1)")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=WORKLOADS, help="which workloads")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench.json", help="where the figures go")
     options = parser.parse_args()
+    rounds = options.rounds or (1 if options.quick else 3)
 
     pythons = {OURS: Path(sys.executable), LEGACY: find_legacy_python()}
-    lines, problems = measure(pythons, options.only, options.rounds, options.quick)
-    print_table(lines.values())
-    for problem in problems:
-        print(f"problem: {problem}")
+    found = measure(pythons, build_p2pbench(), options.only, rounds, options.quick)
+    print(table(found.lines.values()))
+    for kind, texts in (("note", found.notes), ("problem", found.problems)):
+        for text in texts:
+            print(f"{kind}: {text}")
     machine = {"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
     report = {
         "machine": machine,
-        "rounds": options.rounds,
+        "rounds": rounds,
         "quick": options.quick,
-        "lines": {name: line.as_json() for name, line in lines.items()},
-        "problems": problems,
+        "lines": {name: line.as_json() for name, line in found.lines.items()},
+        "notes": found.notes,
+        "problems": found.problems,
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"figures: {os.path.relpath(options.json)}")
-    if any(f", {OURS}: " in problem for problem in problems):
+    if any(f", {OURS}: " in problem for problem in found.problems):
         sys.exit(1)
 
 

@@ -25,11 +25,11 @@ def main() -> None:
     ended = time.perf_counter()
     emit(
         {
-            "import hivemind": imported - started,
-            "import, and load DHT and Optimizer": loaded - started,
-            "start the first DHT": first_up - loaded,
-            "start the second DHT": second_up - first_up,
-            "shut both DHTs down": ended - second_up,
+            "import hivemind": (imported - started, "s"),
+            "import, and load DHT and Optimizer": (loaded - started, "s"),
+            "start the first DHT": (first_up - loaded, "s"),
+            "start the second DHT": (second_up - first_up, "s"),
+            "shut both DHTs down": (ended - second_up, "s"),
         }
     )
 

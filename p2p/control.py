@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from hivemind.aio import TaskScope, with_deadline
 from hivemind.clock import Deadline
-from hivemind.errors import ControlFailure, DeadlineExceeded, HivemindError, PeerUnreachable, StreamReset
+from hivemind.errors import ConfigError, ControlFailure, DeadlineExceeded, HivemindError, PeerUnreachable, StreamReset
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p.calls import Numbers, error_of
@@ -205,22 +205,31 @@ class ControlClient(asyncio.BufferedProtocol):
             self._on_event(content)
 
     def _respond(self, header: Header, payload: memoryview) -> None:
-        future = self._requests.pop(header.stream, None)
+        future = self._requests.get(header.stream)
         if future is None or future.done():
             return
         try:
             content = json.loads(bytes(payload))
-        except ValueError as error:
-            raise ControlFailure("an answer that is not JSON") from error
-        if header.flags & Flag.ERROR:
-            future.set_exception(error_of(int(content["code"]), str(content["error"]), "p2p daemon"))
+            error = (int(content["code"]), str(content["error"])) if header.flags & Flag.ERROR else None
+        except (ValueError, KeyError, TypeError) as fault:
+            raise ControlFailure("an answer in another form") from fault
+        if not isinstance(content, dict):
+            raise ControlFailure("an answer that is no object")
+        if error is not None:
+            future.set_exception(error_of(*error, "p2p daemon"))
         else:
             future.set_result(content)
 
     def _accept(self, header: Header, payload: memoryview) -> None:
         target, used = unpack_target(payload)
         mode = mode_of(header.code)
-        stream = ControlStream(self, header.stream, mode, PeerID(target.peer), target.name, caller=False)
+        if header.stream % 2 or not header.stream or header.stream in self._streams:
+            raise ControlFailure(f"ACCEPT of stream {header.stream}")
+        try:
+            peer = PeerID(target.peer)
+        except ConfigError as error:
+            raise ControlFailure("ACCEPT from no peer") from error
+        stream = ControlStream(self, header.stream, mode, peer, target.name, caller=False)
         self._streams[stream.number] = stream
         known = self._handlers.get(target.name)
         if known is None or known[0] is not mode:

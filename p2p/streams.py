@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
-from hivemind.errors import HivemindError, P2PHandlerError, StreamReset
+from hivemind.errors import ConfigError, HivemindError, P2PHandlerError, StreamReset
 from hivemind.identity import PeerID
 from hivemind.p2p.calls import Incoming, ItemKind, Outgoing, error_of
 from hivemind.p2p.framing import Flag, FrameType, Header, ResetCode, pack_header
@@ -51,6 +51,7 @@ class ControlStream:
         self._incoming = Incoming(link.window, link.max_message)
         self._outgoing = Outgoing(link.window)
         self._finished = False
+        self._sending = False
         # all that the other side says has come: for a unary call its answer
         self._remote_finished = False
         self._over: HivemindError | None = None
@@ -76,7 +77,7 @@ class ControlStream:
     async def send_error(self, text: str) -> None:
         await self.send_message(text.encode(), Flag.ERROR)
         self._finished = True
-        self._forget()
+        self._end(StreamReset(f"stream {self.name} with {self.remote_id} has ended: by an error on this side"))
 
     async def send_message(self, message: Buffer, flags: Flag) -> None:
         """Send one message in frames, as credit allows; an interrupted one resets the stream."""
@@ -84,6 +85,9 @@ class ControlStream:
         check_message(len(view), self._link.max_message)
         if self.mode is Mode.RAW and not view:
             return
+        if self._sending:
+            raise ConfigError("send", "called while a message of the same stream is being sent", "one at a time")
+        self._sending = True
         sent = 0
         try:
             while True:
@@ -101,6 +105,8 @@ class ControlStream:
             if sent:
                 self.reset()
             raise
+        finally:
+            self._sending = False
         await self._wait_for_room()
 
     def spend(self, count: int) -> bool:
@@ -118,6 +124,8 @@ class ControlStream:
     async def finish(self) -> None:
         if self._finished or self._over is not None:
             return
+        if self._sending:
+            raise ConfigError("finish", "called while a message of the same stream is being sent", "after it")
         self._finished = True
         self._link.write(pack_header(FrameType.FIN, self.number))
         self._check_done()
@@ -162,6 +170,8 @@ class ControlStream:
                 raise self._over
             if self._remote_finished:
                 return None
+            if self._reader is not None:
+                raise ConfigError("receive", "called while the same stream is being received from", "one at a time")
             self._reader = self._loop.create_future()
             try:
                 await self._reader
@@ -238,7 +248,6 @@ class ControlStream:
 
     def on_reset(self, code: int, text: str) -> None:
         """The stream is over; what has come whole can still be received."""
-        self._forget()
         self._close(error_of(code, text, f"{self.name} on {self.remote_id}" if self._caller else self.name))
 
     def on_window(self, count: int) -> None:
@@ -272,11 +281,11 @@ class ControlStream:
 
     def _end(self, error: HivemindError) -> None:
         self._over = error
+        if self.opened is not None and not self.opened.done():
+            self.opened.set_exception(error)
         self._forget()
         _wake(self._reader)
         _wake(self._writer)
-        if self.opened is not None and not self.opened.done():
-            self.opened.set_exception(error)
 
     def _check_done(self) -> None:
         if self._finished and (self._remote_finished or (not self._caller and self.mode is not Mode.RAW)):
@@ -286,6 +295,7 @@ class ControlStream:
         if not self._forgotten:
             self._forgotten = True
             self._link.forget(self.number)
+            _wake(self.opened)
 
     def _grant(self) -> None:
         if not self._forgotten and (count := self._incoming.grant()):

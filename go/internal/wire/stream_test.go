@@ -48,13 +48,3 @@ func TestUnknownMarkerIsMalformed(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func FuzzParseError(f *testing.F) {
-	f.Add([]byte("\x0a\x04boom"))
-	f.Fuzz(func(t *testing.T, message []byte) {
-		text, err := ParseError(message)
-		if err == nil && len(text) > len(message) {
-			t.Fatalf("%d bytes of text in %d", len(text), len(message))
-		}
-	})
-}

@@ -2,7 +2,6 @@ package wire
 
 import (
 	"bytes"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"strings"
@@ -122,58 +121,4 @@ func TestMalformedRequests(t *testing.T) {
 	if _, _, err := ParseResponse(unhex(t, "0a10"+callIDHex+" 2200")); !errors.Is(err, ErrMalformed) {
 		t.Errorf("an answer with neither member: %v", err)
 	}
-}
-
-func FuzzSplitRequest(f *testing.F) {
-	req := Request{CallID: callID, Peer: callee, Handler: "Foo.rpc_raw"}
-	f.Add(append(AppendRequest(nil, &req, 7), "payload"...)[1:], 60)
-	f.Add([]byte{0x0a, 0x10}, 2)
-	f.Fuzz(func(t *testing.T, message []byte, cut int) {
-		cut = max(0, min(cut, len(message)))
-		split, used, ok := SplitRequest(message[:cut], len(message))
-		parsed, data, err := ParseRequest(message)
-		if !ok {
-			return
-		}
-		if err != nil {
-			t.Fatalf("split accepted what parsing refuses: %v", err)
-		}
-		if used > cut || split.Handler != parsed.Handler || split.CallID != parsed.CallID ||
-			!bytes.Equal(split.Peer, parsed.Peer) || !bytes.Equal(message[used:], data) {
-			t.Fatalf("split %+v at %d, parsed %+v with %x", split, used, parsed, data)
-		}
-	})
-}
-
-func FuzzSplitResponse(f *testing.F) {
-	f.Add(append(AppendResponse(nil, &Response{CallID: callID}, 2), 8, 2)[1:], 24)
-	f.Add(append(AppendResponse(nil, &Response{CallID: callID, IsError: true}, 1), 'x')[1:], 22)
-	f.Fuzz(func(t *testing.T, message []byte, cut int) {
-		cut = max(0, min(cut, len(message)))
-		split, used, ok := SplitResponse(message[:cut], len(message))
-		parsed, body, err := ParseResponse(message)
-		if ok && (err != nil || split != parsed || !bytes.Equal(message[used:], body)) {
-			t.Fatalf("split %+v at %d, parsed %+v with %x: %v", split, used, parsed, body, err)
-		}
-	})
-}
-
-func FuzzRequestRoundTrip(f *testing.F) {
-	f.Add([]byte("peer"), "Foo.rpc_raw", []byte("payload"))
-	f.Fuzz(func(t *testing.T, peerID []byte, name string, data []byte) {
-		req := Request{CallID: callID, Peer: peerID, Handler: name}
-		whole := append(AppendRequest(nil, &req, len(data)), data...)
-		size, n := binary.Uvarint(whole)
-		if int(size) != len(whole)-n || RequestSize(&req, len(data)) != int(size) {
-			t.Fatalf("size %d of %d", size, len(whole)-n)
-		}
-		got, body, err := ParseRequest(whole[n:])
-		if err != nil || got.Handler != name || !bytes.Equal(got.Peer, peerID) || !bytes.Equal(body, data) {
-			t.Fatalf("%+v %x %v", got, body, err)
-		}
-		split, used, ok := SplitRequest(whole[n:], int(size))
-		if !ok || split.Handler != name || !bytes.Equal(whole[n+used:], data) {
-			t.Fatalf("split %+v %d %v", split, used, ok)
-		}
-	})
 }

@@ -1,0 +1,90 @@
+"""Fuzz both ends of the control protocol and what peers send, for a number of seconds each; ends with a table.
+
+There are four sides, each of which divides its time among its tests: the daemon against its clients and against peers,
+Python against its daemon and against peers. An input of Go's that fails is kept under ``testdata/fuzz`` of its package
+(commit it: it is a test from then on), one of hypothesis is printed with the decorator that repeats it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+
+from build_daemon import ROOT, SOURCE, require_go
+
+CONTROL, WIRE = "./internal/control", "./internal/wire"
+GO = {
+    "daemon, clients": [(CONTROL, "FuzzControlClient"), (CONTROL, "FuzzParseTarget")],
+    "daemon, peers": [
+        *((WIRE, name) for name in ("FuzzProtobuf", "FuzzRequest", "FuzzResponse", "FuzzStreamFrames")),
+        *((CONTROL, name) for name in ("FuzzPeerStream", "FuzzPeerAnswers", "FuzzPeerRequest", "FuzzPeerAnswer")),
+    ],
+}
+PYTHON = {"Python, daemon": "tests/fuzz/test_control.py", "Python, peers": "tests/fuzz/test_peers.py"}
+
+
+def check_targets(go: str) -> None:
+    """
+    :raises SystemExit: the packages have other targets than those listed here
+    """
+    listed = {target for targets in GO.values() for target in targets}
+    for package in (CONTROL, WIRE):
+        done = subprocess.run([go, "test", "-list", "^Fuzz", package], cwd=SOURCE, capture_output=True, text=True)
+        found = {(package, line) for line in done.stdout.splitlines() if line.startswith("Fuzz")}
+        if found != {target for target in listed if target[0] == package}:
+            raise SystemExit(f"{package} has {sorted(found)}: name them in tools/fuzz.py\n{done.stderr}")
+
+
+def fuzz_go(go: str, package: str, target: str, seconds: float) -> tuple[bool, str]:
+    """Whether nothing was found, and how much was tried."""
+    command = [go, "test", "-run=^$", f"-fuzz=^{target}$", f"-fuzztime={seconds:g}s"]
+    # what background work of the library covers differs from run to run, so that most minimizing would be in vain
+    command += ["-fuzzminimizetime=10x", "-parallel=2", package]
+    env = {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
+    done = subprocess.run(command, cwd=SOURCE, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    tried = re.findall(r"execs: (\d+)", done.stdout)
+    if done.returncode != 0:
+        print(done.stdout)
+    return done.returncode == 0, f"{tried[-1] if tried else 'no'} inputs"
+
+
+def fuzz_python(path: str, seconds: float) -> tuple[bool, str]:
+    """Whether nothing was found."""
+    env = {**os.environ, "HIVEMIND_FUZZ_SECONDS": f"{seconds:g}"}
+    command = [sys.executable, "-m", "pytest", "--quiet", "--hypothesis-show-statistics", path]
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        print(done.stdout)
+    return done.returncode == 0, ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each of the four sides (default: 60)")
+    seconds = parser.parse_args().seconds
+    go = require_go()
+    check_targets(go)
+    lines, ok = [], True
+    for side, targets in GO.items():
+        for package, target in targets:
+            started = time.monotonic()
+            good, tried = fuzz_go(go, package, target, seconds / len(targets))
+            ok &= good
+            lines.append(
+                f"{side:<16} {target:<20} {time.monotonic() - started:6.0f} s  {'ok' if good else 'FOUND'}  {tried}"
+            )
+            print(lines[-1], flush=True)
+    for side, path in PYTHON.items():
+        started = time.monotonic()
+        good, _ = fuzz_python(path, seconds)
+        ok &= good
+        print(f"{side:<16} {path:<20} {time.monotonic() - started:6.0f} s  {'ok' if good else 'FOUND'}", flush=True)
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
