@@ -90,8 +90,10 @@ func SetUpLogs(out *LogWriter, level slog.Level) *slog.Logger {
 	})
 	golog.SetPrimaryCore(zapcore.NewCore(encoder, out, zapLevel(level)))
 	golog.SetAllLoggers(golog.LogLevel(zapLevel(level)))
-	// A peer that is alone, as the first of a swarm is, cannot refresh its routing table: no reason for a warning.
-	_ = golog.SetLogLevel("dht/RtRefreshManager", "error")
+	// A peer that is alone, as the first and the last of a swarm are, cannot refresh its routing table: no reason for a warning.
+	for _, name := range []string{"dht", "dht/RtRefreshManager"} {
+		_ = golog.SetLogLevel(name, quietest(level).String())
+	}
 	return log
 }
 
@@ -114,6 +116,14 @@ type errorsOnly struct{ slog.Handler }
 // Enabled implements slog.Handler.
 func (h errorsOnly) Enabled(_ context.Context, level slog.Level) bool {
 	return level >= slog.LevelError
+}
+
+// quietest hides warnings of the routing, unless somebody looks for a fault.
+func quietest(level slog.Level) zapcore.Level {
+	if level < slog.LevelInfo {
+		return zapcore.DebugLevel
+	}
+	return zapcore.ErrorLevel
 }
 
 func zapLevel(level slog.Level) zapcore.Level {
