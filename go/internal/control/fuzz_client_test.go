@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"hivemind/p2pd/internal/config"
 	"hivemind/p2pd/internal/node"
 	"hivemind/p2pd/internal/wire"
 )
@@ -247,7 +248,7 @@ func (h *hostileClient) call(s *script) {
 // FuzzControlClient: whatever a client sends, the daemon keeps to the protocol, ends its connection when it is told to, keeps nothing of
 // it, and serves its other clients.
 func FuzzControlClient(f *testing.F) {
-	victim := startDaemon(f, nil)
+	victim := startDaemon(f, func(cfg *config.Config) { cfg.FloodLimit = 0 }) // or the other peer would soon be refused all
 	friend := echoPeer(f, victim)
 	other := newProbe(f, victim)
 	idle := 0

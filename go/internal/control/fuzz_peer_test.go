@@ -23,7 +23,10 @@ const (
 )
 
 func startFuzzed(f *testing.F) (*daemon, *probe, *node.Node) {
-	victim := startDaemon(f, func(cfg *config.Config) { cfg.MaxMessage, cfg.MaxUnary = fuzzMaxMessage, fuzzMaxUnary })
+	victim := startDaemon(f, func(cfg *config.Config) {
+		cfg.MaxMessage, cfg.MaxUnary = fuzzMaxMessage, fuzzMaxUnary
+		cfg.FloodLimit = 0 // or the fuzzer would soon be refused all
+	})
 	client := newProbe(f, victim)
 	from := startNode(f, testConfig())
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

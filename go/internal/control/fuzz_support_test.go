@@ -11,6 +11,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 
+	"hivemind/p2pd/internal/meter"
 	"hivemind/p2pd/internal/node"
 	"hivemind/p2pd/internal/wire"
 )
@@ -24,7 +25,7 @@ func echoPeer(t testing.TB, of *daemon) *node.Node {
 	n := startNode(t, testConfig())
 	n.Handle(echoNames[ModeUnary], func(s network.Stream) {
 		defer s.Close()
-		ns := newNetStream(s)
+		ns := newNetStream(s, meter.New().Begin(meter.Out, s.Conn().RemotePeer(), "echo"))
 		size, err := readSize(ns, 4<<20)
 		if err != nil {
 			return
@@ -39,7 +40,7 @@ func echoPeer(t testing.TB, of *daemon) *node.Node {
 	})
 	n.Handle(echoNames[ModeMessages], func(s network.Stream) {
 		defer s.Close()
-		ns := newNetStream(s)
+		ns := newNetStream(s, meter.New().Begin(meter.Out, s.Conn().RemotePeer(), "echo"))
 		for {
 			marker, size, err := readFrameHead(ns)
 			if err != nil || marker == wire.MarkerError {
