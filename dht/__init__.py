@@ -4,6 +4,7 @@ from hivemind.crypto import RSAPrivateKey, RSAPublicKey
 from hivemind.dht.bootstrap import parse_initial_peers
 from hivemind.dht.changes import Change
 from hivemind.dht.config import DEFAULT_NUM_WORKERS, DHTNodeOptions
+from hivemind.dht.counters import DHTStats
 from hivemind.dht.dht import DHT
 from hivemind.dht.examination import PeerReport, examine_peer
 from hivemind.dht.node import DHTNode
@@ -25,6 +26,7 @@ __all__ = [
     "DHTNode",
     "DHTNodeOptions",
     "DHTRecord",
+    "DHTStats",
     "DHTValue",
     "DHTWatch",
     "Ed25519SignatureValidator",

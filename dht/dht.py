@@ -15,6 +15,7 @@ from hivemind.config import check_choice
 from hivemind.dht.background import BackgroundNode
 from hivemind.dht.bootstrap import parse_initial_peers
 from hivemind.dht.config import DEFAULT_NUM_WORKERS, split_node_options
+from hivemind.dht.counters import DHTStats
 from hivemind.dht.home import Door
 from hivemind.dht.node import DHTNode
 from hivemind.dht.recipe import CopyRecipe, NodeRecipe, Recipe
@@ -289,6 +290,14 @@ class DHT(BackgroundNode):
     def client_mode(self) -> bool:
         """Whether this peer only asks and never answers."""
         return self._recipe.client_mode
+
+    def stats(self) -> DHTStats:
+        """How the node is doing: searches, requests, hits, keys held."""
+        self._started()
+        return self._runtime.call(self._stats)
+
+    async def _stats(self) -> DHTStats:
+        return (await self._joined()).stats()
 
     def get_visible_maddrs(self, latest: bool = False) -> list[Multiaddr]:
         """The addresses by which others reach the node, each ending in ``/p2p/<id>``: their ``initial_peers``.

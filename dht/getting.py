@@ -119,6 +119,7 @@ class Getter:
         futures: dict[DHTID, asyncio.Future[Result]] = {}
         searches: list[KeySearch] = []
         for key in dict.fromkeys(keys):
+            self._node.counters.gets += 1
             running = self.pending.get(key)
             if running is not None and running.sufficient >= threshold:
                 futures[key] = self._decoded(key, running.wait(threshold))
@@ -137,8 +138,12 @@ class Getter:
     def _look_here(self, search: KeySearch, *, count_as_use: bool) -> None:
         protocol = self._node.protocol
         stored, cached = protocol.storage.get(search.key), protocol.cache.get(search.key)
+        counters = self._node.counters
         search.add(self._decodable(search.key, _own_copy(stored)))
+        found_here = search.is_sufficient
+        counters.local_hits += found_here
         search.add(self._decodable(search.key, _own_copy(cached)))
+        counters.cache_hits += search.is_sufficient and not found_here
         if cached is not None and count_as_use and search.is_sufficient:
             self._node.cache_policy.note_use(search.key, cached.expiration_time)
 
@@ -188,7 +193,9 @@ class Getter:
             if result.done():
                 return
             if error is None:
-                result.set_result(self.decode(key, ended.result()))
+                value = self.decode(key, ended.result())
+                self._node.counters.gets_found += value is not None
+                result.set_result(value)
             else:
                 result.set_exception(error)
                 result.exception()  # of several futures, its user may look at the first only

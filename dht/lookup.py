@@ -50,14 +50,20 @@ class Lookup:
         self._by_distance: list[tuple[int, DHTID]] = []
         self._stopped = False
         self._asked = 0
+        # answers that led to each node
+        self._depth: dict[DHTID, int] = {}
+        #: answers that built on each other, at the longest
+        self.hops = 0
 
-    def hear(self, nodes: Iterable[Node]) -> None:
-        """Note that somebody has named ``nodes``. Of two peers under one id the first counts."""
+    def hear(self, nodes: Iterable[Node], depth: int = 0) -> None:
+        """Note that somebody has named ``nodes``, after ``depth`` answers. Of two peers under one id the first
+        counts."""
         for node_id, peer_id in nodes:
             if node_id in self.states or node_id == self.own_id:
                 continue
             self.states[node_id] = NodeState.HEARD
             self.peers[node_id] = peer_id
+            self._depth[node_id] = depth
             insort(self._by_distance, (node_id ^ self.target, node_id))
 
     def candidate(self) -> DHTID | None:
@@ -85,7 +91,9 @@ class Lookup:
     def answer(self, node_id: DHTID, named: Iterable[Node]) -> None:
         """Note that the node has answered, and whom it named."""
         self.states[node_id] = NodeState.ANSWERED
-        self.hear(named)
+        depth = self._depth[node_id] + 1
+        self.hops = max(self.hops, depth)
+        self.hear(named, depth)
 
     def fail(self, node_id: DHTID) -> None:
         """Note that the node has not answered: the beam reaches one farther."""

@@ -13,6 +13,7 @@ from hivemind.dht.blacklist import Blacklist
 from hivemind.dht.bootstrap import bootstrap, parse_initial_peers
 from hivemind.dht.cache import CachePolicy
 from hivemind.dht.config import DHTNodeOptions, split_node_options
+from hivemind.dht.counters import DHTStats
 from hivemind.dht.getting import Getter, KeySearch, Result
 from hivemind.dht.lookup import Lookup, Request
 from hivemind.dht.maintenance import Maintenance
@@ -64,6 +65,7 @@ class DHTNode:
         self._owns_p2p = owns_p2p
         self._scope = TaskScope("background of DHTNode")
         self._getter = Getter(self, self._scope)
+        self.counters = protocol.counters
         self.cache_policy = CachePolicy(self, self._scope)
 
     @classmethod
@@ -212,6 +214,8 @@ class DHTNode:
             run.close()
         for record in records:
             results[record.name] = record.accepted
+        self.counters.stores += len(results)
+        self.counters.stores_accepted += sum(results.values())
         if self.options.cache_on_store:
             self._cache_own(records)
         return results
@@ -284,6 +288,18 @@ class DHTNode:
         self._check_alive()
         return Watch(self, key, interval, self._scope)
 
+    def stats(self) -> DHTStats:
+        """How this node is doing."""
+        protocol = self.protocol
+        return DHTStats.of(
+            self.counters,
+            known_nodes=len(protocol.routing_table),
+            stored_keys=len(protocol.storage),
+            stored_bytes=protocol.storage.nbytes,
+            cached_keys=len(protocol.cache),
+            blacklisted=len(self.blacklist),
+        )
+
     async def renew(self, keys: Sequence[DHTID]) -> None:
         """Look for newer values of cached keys."""
         await self.get_many_by_id(keys, float("inf"), _is_refresh=True)
@@ -342,9 +358,13 @@ class DHTNode:
         deadline: Deadline,
     ) -> None:
         """Run lookups with this node's ``chunk_size``; see `search.run_lookups`."""
-        await run_lookups(
-            lookups, ask, on_finished, num_workers=num_workers, chunk_size=self.chunk_size, deadline=deadline
-        )
+
+        def on_end(lookup: Lookup) -> None:
+            self.counters.lookups += 1
+            self.counters.hops += lookup.hops
+            on_finished(lookup)
+
+        await run_lookups(lookups, ask, on_end, num_workers=num_workers, chunk_size=self.chunk_size, deadline=deadline)
 
     async def call_find(
         self, peer: PeerID, keys: Sequence[DHTID], node_id: DHTID

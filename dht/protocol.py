@@ -10,6 +10,7 @@ from hivemind.aio import TaskScope
 from hivemind.clock import MAX_DHT_TIME_DISCREPANCY_SECONDS, DHTExpiration, get_dht_time
 from hivemind.config import make_options
 from hivemind.dht.config import DHTNodeOptions
+from hivemind.dht.counters import Counters
 from hivemind.dht.home import Home
 from hivemind.dht.messages import (
     FoundValue,
@@ -35,6 +36,7 @@ from hivemind.dht.validation import RecordValidatorBase
 from hivemind.errors import (
     DaemonDied,
     DaemonStartError,
+    DeadlineExceeded,
     HivemindError,
     MessageTooLarge,
     P2PHandlerError,
@@ -102,6 +104,7 @@ class DHTProtocol(ServicerBase):
         self.storage = DHTLocalStorage()
         self.cache = DHTLocalStorage(maxsize=options.cache_size)
         self.routing_table = RoutingTable(node_id, options.bucket_size, options.depth_modulo)
+        self.counters = Counters()
         self.rpc_semaphore = asyncio.Semaphore(options.parallel_rpc or DEFAULT_PARALLEL_RPC)
         self._scope = TaskScope("background of DHTProtocol")
         self.neighborhood = Neighborhood(
@@ -154,17 +157,17 @@ class DHTProtocol(ServicerBase):
 
         :raises HivemindError: if it does not answer in time
         """
+        self.counters.requests += 1
         try:
             async with self.rpc_semaphore:
                 response = await getattr(self.get_stub(peer), method)(request, timeout=self.wait_timeout)
         except (DaemonDied, DaemonStartError, RuntimeClosedError, MessageTooLarge, TokenUnavailable):
             raise  # not the peer's fault
-        except P2PHandlerError as error:
-            if _TOO_LARGE not in str(error):
+        except HivemindError as error:
+            self.counters.failures += 1
+            self.counters.timeouts += isinstance(error, DeadlineExceeded)
+            if not isinstance(error, P2PHandlerError) or _TOO_LARGE not in str(error):
                 self.neighborhood.lost(peer)
-            raise
-        except HivemindError:
-            self.neighborhood.lost(peer)
             raise
         return response
 
@@ -312,6 +315,7 @@ class DHTProtocol(ServicerBase):
 
     async def rpc_ping(self, request: dht_pb2.PingRequest, context: P2PContext) -> dht_pb2.PingResponse:
         """Some node checks that this one is alive, and with ``validate`` whether it can be called back itself."""
+        self.counters.served += 1
         response = dht_pb2.PingResponse(peer=self.node_info, dht_time=get_dht_time(), available=False)
         if not request.peer.node_id:
             return response
@@ -330,6 +334,7 @@ class DHTProtocol(ServicerBase):
 
         :raises ProtocolViolation: if the lists do not belong together
         """
+        self.counters.served += 1
         self._note_sender(context.remote_id, request.peer)
         count = len(request.keys)
         lengths = {count, len(request.values), len(request.expiration_time), len(request.in_cache)}
@@ -356,6 +361,7 @@ class DHTProtocol(ServicerBase):
         :raises ProtocolViolation: if it asks for too many at once
         :raises MessageTooLarge: if the answer does not fit one message
         """
+        self.counters.served += 1
         sender = self._note_sender(context.remote_id, request.peer)
         if len(request.keys) > MAX_KEYS_PER_FIND:
             raise ProtocolViolation(f"{len(request.keys)} keys in one request, at most {MAX_KEYS_PER_FIND}")

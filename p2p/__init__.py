@@ -6,7 +6,7 @@ from hivemind.p2p.auth import AllowlistAuthorizer, AuthorizerBase, AuthRole, Aut
 from hivemind.p2p.binary import StreamInfo
 from hivemind.p2p.config import P2PConfig, as_peer_ids
 from hivemind.p2p.daemon_version import daemon_versions
-from hivemind.p2p.exposition import metrics_text
+from hivemind.p2p.exposition import metrics_text, register_metrics
 from hivemind.p2p.faults import Fault
 from hivemind.p2p.identity_file import ensure_identity, read_peer_id
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE
@@ -63,4 +63,5 @@ __all__ = [
     "find_binary",
     "metrics_text",
     "read_peer_id",
+    "register_metrics",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from hivemind.clock import monotonic
@@ -16,7 +16,7 @@ from hivemind.runtime import get_runtime, pool_backlog
 if TYPE_CHECKING:
     from hivemind.p2p.control import ControlClient
 
-__all__ = ["metrics_text", "track"]
+__all__ = ["metrics_text", "register_metrics", "track"]
 
 #: Seconds to wait for the network thread, which answers at once unless something holds it.
 _LAG_SECONDS: Final = 1.0
@@ -29,6 +29,17 @@ def track(client: ControlClient) -> None:
     _clients.add(client)
 
 
+_sources: list[Callable[[], Iterable[str]]] = []
+
+
+def register_metrics(source: Callable[[], Iterable[str]]) -> None:
+    """Add the lines of ``source`` to `metrics_text`, for as long as the process lives.
+
+    :param source: gives lines of Prometheus text; called from any thread, must not wait
+    """
+    _sources.append(source)
+
+
 def metrics_text() -> str:
     """Counters of this process in the text format of Prometheus (version 0.0.4): its handlers by name, what is under
     way, and how long the network thread makes others wait. Thread-safe; waits 1 s at most.
@@ -36,7 +47,8 @@ def metrics_text() -> str:
     Counters begin anew with each peer that is made. Format: https://prometheus.io/docs/instrumenting/exposition_formats/
     """
     clients = list(_clients)
-    return "".join(f"{line}\n" for line in _lines(_merged(clients), clients))
+    lines = itertools.chain(_lines(_merged(clients), clients), *(source() for source in _sources))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _merged(clients: Iterable[ControlClient]) -> dict[str, HandlerStats]:

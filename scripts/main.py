@@ -16,6 +16,7 @@ __all__ = ["main"]
 #: command → its module of `hivemind.cli`, which is loaded only if it is run, and what it does
 _COMMANDS: Final = {
     "dht": ("dht", "run a DHT peer that others can join through (as hivemind-dht)"),
+    "dht-view": ("dht_view", "show who is in a DHT, how fast they answer, and what is stored under given keys"),
     "doctor": ("doctor", "check this machine, and its way to given peers; says what to do"),
     "identity": ("identity", "make or show the file of a peer's private key"),
     "relay": ("relay", "run a relay for peers behind NATs and firewalls (as hivemind-relay)"),

@@ -10,6 +10,7 @@ import pytest
 from hivemind.clock import get_dht_time
 from hivemind.dht import DHTID, CompositeValidator, DHTNode, DHTRecord, RecordValidatorBase
 from hivemind.errors import BootstrapError, ConfigError, RuntimeClosedError, SerializationError
+from hivemind.p2p import metrics_text
 from hivemind.virtual_clock import run_virtual
 from tests.support.dht import dht_swarm
 from tests.support.waiting import eventually
@@ -262,5 +263,50 @@ def test_refresh_of_quiet_buckets() -> None:
             forgotten = swarm.nodes[5].node_id
             del node.protocol.routing_table[forgotten]
             await eventually(lambda: forgotten in node.protocol.routing_table, "found again", seconds=60)
+
+    run_virtual(main)
+
+
+def test_what_a_node_counts() -> None:
+    async def main() -> None:
+        async with dht_swarm(30, bucket_size=4) as swarm:
+            node, expiration = swarm.nodes[7], get_dht_time() + 60
+            before = node.stats()
+            assert await node.store("key", 1, expiration)
+            assert not await node.store("key", 2, expiration - 30)
+            assert await node.get("key") == (1, expiration)
+            assert await node.get("nothing", latest=True) is None
+            after = node.stats()
+            assert (after.stores - before.stores, after.stores_accepted - before.stores_accepted) == (2, 1)
+            assert (after.gets - before.gets, after.gets_found - before.gets_found) == (2, 1)
+            hits = after.local_hits - before.local_hits, after.cache_hits - before.cache_hits
+            assert hits == ((1, 0) if DHTID.generate("key") in node.protocol.storage else (0, 1))
+            assert after.lookups - before.lookups == 3
+            assert 1 <= after.mean_hops <= 5
+            assert after.requests - before.requests >= 3
+            assert (after.failures, after.timeouts) == (before.failures, before.timeouts)
+            with swarm.net.freeze(swarm.nodes[3].p2p):
+                assert await node.protocol.call_ping(swarm.nodes[3].peer_id) is None
+            after = node.stats()
+            assert after.failures == after.timeouts == before.failures + 1
+            assert after.known_nodes == len(node.protocol.routing_table)
+            assert after.stored_keys == len(node.protocol.storage)
+            served = sum(other.stats().served for other in swarm.nodes)
+            asked = sum(other.stats().requests for other in swarm.nodes)
+            assert served == asked - 1, "all but that to the frozen node"
+
+    run_virtual(main)
+
+
+def test_counts_are_told_to_prometheus() -> None:
+    def value(family: str) -> int:
+        return sum(int(line.split()[1]) for line in metrics_text().splitlines() if line.startswith(family + " "))
+
+    async def main() -> None:
+        async with dht_swarm(2) as swarm:
+            before = value("hivemind_dht_gets_total")
+            assert await swarm.nodes[0].get("nothing") is None
+            assert await swarm.nodes[1].get("nothing") is None
+            assert value("hivemind_dht_gets_total") == before + 2
 
     run_virtual(main)
