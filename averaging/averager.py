@@ -79,7 +79,7 @@ class DecentralizedAverager:
             name=type(self).__name__,
             client_mode=dht.client_mode if settings.client_mode is None else settings.client_mode,
             lock=self.lock_averaged_tensors,
-            hooks=Hooks(self.get_current_state, self.check_state),
+            hooks=Hooks(self.get_current_state, self.check_state, dht.node.membership),
         )
         self._ready: HivemindFuture[None] | None = None
         self._shut_down = False

@@ -10,13 +10,14 @@ import asyncio
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from hivemind.aio import TaskScope, with_deadline
 from hivemind.averaging.attendance import Attendance
+from hivemind.averaging.colleagues import Colleagues
 from hivemind.averaging.config import AveragerOptions, check_share, step_seconds
 from hivemind.averaging.control import AveragingStage, RoundReport, StepControl
 from hivemind.averaging.directory import Directory
@@ -43,7 +44,7 @@ from hivemind.errors import (
 )
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
-from hivemind.p2p import P2P
+from hivemind.p2p import P2P, Membership
 
 __all__ = ["AveragerCore", "CurrentState", "Hooks"]
 
@@ -62,14 +63,16 @@ _RETRY_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the public class and its subclasses decide.
+    """What the public class, its subclasses and its DHT decide.
 
     :param current_state: see `AveragerCore.current_state`
     :param check_state: see `AveragerCore.check_state`
+    :param membership: who may take part: that of the DHT, so that a closed DHT makes a closed run
     """
 
     current_state: Callable[[], CurrentState] | None = None
     check_state: Callable[[Any, Sequence[torch.Tensor], int], None] | None = None
+    membership: Membership = field(default_factory=Membership)
 
 
 class AveragerCore:
@@ -127,9 +130,9 @@ class AveragerCore:
             dht, prefix, p2p.peer_id, period=options.declare_state_period, priority=self._declared_priority
         )
         self._rounds = Rounds(lambda: self._matchmaking.is_looking, seconds=2 * options.request_timeout)
+        colleagues = Colleagues(p2p, self._servicer_type, prefix, self._hooks.membership)
         self._matchmaking = Matchmaking(
-            p2p=p2p,
-            servicer_type=self._servicer_type,
+            colleagues=colleagues,
             keys=self.keys,
             attendance=self.attendance,
             alive=self._alive,
@@ -152,13 +155,13 @@ class AveragerCore:
         donor = Donor(self._snapshot, lambda: self.allow_state_sharing, options.state_compression)
         chunk_seconds = options.next_chunk_timeout or 15.0
         self._downloader = Downloader(
-            p2p,
-            self._servicer_type,
-            prefix,
+            colleagues,
             chunk_seconds=chunk_seconds,
             max_bytes=options.max_state_bytes or max(2**30, 16 * self.total_bytes),
         )
-        self._servicer = self._servicer_type(self._matchmaking, self._rounds, donor, first_part_seconds=chunk_seconds)
+        self._servicer = self._servicer_type(
+            self._matchmaking, self._rounds, donor, self._hooks.membership, first_part_seconds=chunk_seconds
+        )
 
     @property
     def peer_id(self) -> PeerID:

@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from hivemind.aio import with_deadline
 from hivemind.averaging.attendance import Attendance
+from hivemind.averaging.colleagues import Colleagues
 from hivemind.averaging.config import AveragerOptions
 from hivemind.averaging.gather import unpack_gather
 from hivemind.averaging.group import GroupInfo
@@ -17,6 +18,7 @@ from hivemind.averaging.leaders import Candidate
 from hivemind.averaging.search import Search
 from hivemind.clock import Deadline, DHTExpiration, get_dht_time
 from hivemind.errors import (
+    AuthorizationError,
     ConfigError,
     DeadlineExceeded,
     P2PDaemonError,
@@ -26,7 +28,6 @@ from hivemind.errors import (
 )
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
-from hivemind.p2p import P2P, ServicerBase
 from hivemind.proto import averaging_pb2
 
 __all__ = ["MAX_MEMBERS", "Answers", "Following"]
@@ -40,7 +41,14 @@ Answers = AsyncGenerator[averaging_pb2.MessageFromLeader, None]
 MAX_MEMBERS = 4096
 _MAX_GROUP_ID_BYTES = 64
 #: What a peer's fault, or the way to it, may raise.
-_PEER_FAULTS = (P2PDaemonError, P2PHandlerError, DeadlineExceeded, SerializationError, ProtocolViolation)
+_PEER_FAULTS = (
+    P2PDaemonError,
+    P2PHandlerError,
+    AuthorizationError,
+    DeadlineExceeded,
+    SerializationError,
+    ProtocolViolation,
+)
 
 
 class Following:
@@ -52,8 +60,7 @@ class Following:
     def __init__(
         self,
         *,
-        p2p: P2P,
-        servicer_type: type[ServicerBase],
+        colleagues: Colleagues,
         keys: GroupKeyManager,
         attendance: Attendance,
         schema_hash: bytes,
@@ -61,9 +68,8 @@ class Following:
         client_mode: bool,
         on_group: Callable[[Search, GroupInfo], None],
     ) -> None:
-        self._p2p = p2p
-        self._own = p2p.peer_id
-        self._servicer_type = servicer_type
+        self._colleagues = colleagues
+        self._own = colleagues.own
         self._keys = keys
         self._attendance = attendance
         self._schema_hash = schema_hash
@@ -108,8 +114,8 @@ class Following:
             gather=search.control.data_for_gather,
             group_key=search.key,
         )
-        stub = self._servicer_type.get_stub(self._p2p, candidate.peer_id, namespace=self._keys.prefix)
         bound = Deadline.after(self._options.request_timeout).earlier(search.deadline)
+        stub = await self._colleagues.meet(candidate.peer_id, bound)
         stream: Answers = await with_deadline(stub.rpc_join_group(request), bound, "asking to join")
         async with aclosing(stream):
             message = await _next_message(stream, bound)
@@ -159,6 +165,8 @@ class Following:
         peers = tuple(_peer_id(data) for data in message.ordered_peer_ids)
         if len(set(peers)) != len(peers) or self._own not in peers or len(message.gathered) != len(peers):
             raise ProtocolViolation("a group with members twice, without this peer, or without the data of each")
+        for problem in filter(None, map(self._colleagues.membership.problem_with, set(peers) - {self._own})):
+            raise ProtocolViolation(f"a group with a stranger: {problem}")
         for blob in message.gathered:
             unpack_gather(blob)
         return GroupInfo(message.group_id, peers, tuple(message.gathered))

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from hivemind.aio import TaskScope, with_deadline
 from hivemind.averaging.attendance import Attendance, SwarmView
+from hivemind.averaging.colleagues import Colleagues
 from hivemind.averaging.config import AveragerOptions
 from hivemind.averaging.control import StepControl
 from hivemind.averaging.following import MAX_MEMBERS, Answers, Following
@@ -32,7 +33,7 @@ from hivemind.clock import Deadline, DHTExpiration, get_dht_time
 from hivemind.errors import DeadlineExceeded, HivemindError, MatchmakingException, ProtocolViolation
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
-from hivemind.p2p import P2P, P2PContext, ServicerBase
+from hivemind.p2p import P2PContext
 from hivemind.proto import averaging_pb2
 
 __all__ = ["Matchmaking"]
@@ -54,7 +55,7 @@ _DHT_SECONDS = 10.0
 class Matchmaking:
     """Finds groups for one averager, one search at a time. Owned by the network loop.
 
-    :param servicer_type: the class whose name is on the wire
+    :param colleagues: whom this peer may follow
     :param keys: declares this peer under the group key
     :param attendance: remembers who comes
     :param alive: asks the DHT who is alive under the prefix: ``{peer: expiration of its declaration}``
@@ -67,8 +68,7 @@ class Matchmaking:
     def __init__(
         self,
         *,
-        p2p: P2P,
-        servicer_type: type[ServicerBase],
+        colleagues: Colleagues,
         keys: GroupKeyManager,
         attendance: Attendance,
         alive: Callable[[], Awaitable[Mapping[PeerID, DHTExpiration]]],
@@ -78,7 +78,7 @@ class Matchmaking:
         on_group: Callable[[GroupInfo, Deadline], None],
         background: TaskScope,
     ) -> None:
-        self._own = p2p.peer_id
+        self._own = colleagues.own
         self._keys = keys
         self._attendance = attendance
         self._alive = alive
@@ -88,8 +88,7 @@ class Matchmaking:
         self._on_group = on_group
         self._background = background
         self._following = Following(
-            p2p=p2p,
-            servicer_type=servicer_type,
+            colleagues=colleagues,
             keys=keys,
             attendance=attendance,
             schema_hash=schema_hash,

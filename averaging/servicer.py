@@ -13,7 +13,7 @@ from hivemind.averaging.rounds import Rounds
 from hivemind.averaging.state import Donor
 from hivemind.clock import Deadline
 from hivemind.errors import ProtocolViolation
-from hivemind.p2p import P2PContext, ServicerBase
+from hivemind.p2p import Membership, P2PContext, ServicerBase
 from hivemind.proto import averaging_pb2
 
 __all__ = ["AveragerServicer", "servicer_named"]
@@ -25,19 +25,33 @@ class AveragerServicer(ServicerBase):
     """Brings each call to its part of the averager. Peers meet only if their servicers have the same class name, so
     each averager registers a class named as its own public class (`servicer_named`).
 
+    :param membership: who may join groups and download the state; parts are taken from members of a group only
     :param first_part_seconds: for the first message of a stream of parts
     """
 
-    def __init__(self, matchmaking: Matchmaking, rounds: Rounds, donor: Donor, *, first_part_seconds: float) -> None:
+    def __init__(
+        self,
+        matchmaking: Matchmaking,
+        rounds: Rounds,
+        donor: Donor,
+        membership: Membership,
+        *,
+        first_part_seconds: float,
+    ) -> None:
         self._matchmaking = matchmaking
         self._rounds = rounds
         self._donor = donor
+        self._membership = membership
         self._first_part_seconds = first_part_seconds
 
     async def rpc_join_group(
         self, request: averaging_pb2.JoinRequest, context: P2PContext
     ) -> AsyncIterator[averaging_pb2.MessageFromLeader]:
-        """Lead the caller, or say why not."""
+        """Lead the caller, or say why not.
+
+        :raises AuthorizationError: if it is no member of the swarm
+        """
+        await self._membership.check(context.remote_id)
         async with aclosing(self._matchmaking.rpc_join_group(request, context)) as answers:
             async for answer in answers:
                 yield answer
@@ -62,7 +76,11 @@ class AveragerServicer(ServicerBase):
     async def rpc_download_state(
         self, request: averaging_pb2.DownloadRequest, context: P2PContext
     ) -> AsyncIterator[averaging_pb2.DownloadData]:
-        """Send this peer's state."""
+        """Send this peer's state.
+
+        :raises AuthorizationError: if the caller is no member of the swarm
+        """
+        await self._membership.check(context.remote_id)
         async with aclosing(self._donor.send()) as messages:
             async for message in messages:
                 yield message

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from hivemind.aio import with_deadline
+from hivemind.averaging.colleagues import Colleagues
 from hivemind.averaging.directory import Roll
 from hivemind.clock import Deadline, monotonic
 from hivemind.compression import (
@@ -27,6 +28,7 @@ from hivemind.compression import (
     split_for_streaming,
 )
 from hivemind.errors import (
+    AuthorizationError,
     DeadlineExceeded,
     HivemindError,
     P2PDaemonError,
@@ -36,7 +38,6 @@ from hivemind.errors import (
 )
 from hivemind.identity import PeerID
 from hivemind.log import RateLimit, get_logger
-from hivemind.p2p import P2P, ServicerBase
 from hivemind.proto import averaging_pb2, runtime_pb2
 from hivemind.runtime import in_pool
 from hivemind.serializer import MSGPackSerializer
@@ -57,7 +58,14 @@ FIRST_MESSAGE_SECONDS = 30.0
 _PROGRESS_SECONDS = 5.0
 _MAX_METADATA_BYTES = 64 * 2**20
 _MAX_TENSORS = 2**20
-_PEER_FAULTS = (P2PDaemonError, P2PHandlerError, DeadlineExceeded, SerializationError, ValidationError)
+_PEER_FAULTS = (
+    P2PDaemonError,
+    P2PHandlerError,
+    AuthorizationError,
+    DeadlineExceeded,
+    SerializationError,
+    ValidationError,
+)
 
 
 def donors_in_order(roll: Roll) -> list[PeerID]:
@@ -133,12 +141,8 @@ class Downloader:
     :param max_bytes: of all buffers of one download
     """
 
-    def __init__(
-        self, p2p: P2P, servicer_type: type[ServicerBase], prefix: str, *, chunk_seconds: float, max_bytes: int
-    ) -> None:
-        self._p2p = p2p
-        self._servicer_type = servicer_type
-        self._prefix = prefix
+    def __init__(self, colleagues: Colleagues, *, chunk_seconds: float, max_bytes: int) -> None:
+        self._colleagues = colleagues
         self._chunk_seconds = chunk_seconds
         self._max_bytes = max_bytes
 
@@ -169,8 +173,8 @@ class Downloader:
         return None
 
     async def _download(self, donor: PeerID, deadline: Deadline) -> State:
-        stub = self._servicer_type.get_stub(self._p2p, donor, namespace=self._prefix)
         first = Deadline.after(max(FIRST_MESSAGE_SECONDS, self._chunk_seconds)).earlier(deadline)
+        stub: Any = await self._colleagues.meet(donor, first)
         opening = stub.rpc_download_state(averaging_pb2.DownloadRequest())
         stream: AsyncGenerator[averaging_pb2.DownloadData, None] = await with_deadline(opening, first, "opening")
         receiver, progress = _Receiver(self._max_bytes), RateLimit(_PROGRESS_SECONDS)

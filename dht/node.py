@@ -29,7 +29,7 @@ from hivemind.dht.watch import DEFAULT_WATCH_INTERVAL, Watch
 from hivemind.errors import RuntimeClosedError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
-from hivemind.p2p import P2P, AuthorizerBase
+from hivemind.p2p import P2P, AuthorizerBase, Membership
 from hivemind.timed_storage import ValueWithExpiration
 
 __all__ = ["DHTNode"]
@@ -152,6 +152,11 @@ class DHTNode:
     def peer_id(self) -> PeerID:
         """This node's peer."""
         return self.p2p.peer_id
+
+    @property
+    def membership(self) -> Membership:
+        """Who may take part in services beside the DHT, as its authorizer has it."""
+        return self.protocol.membership
 
     async def get_visible_maddrs(self, latest: bool = False) -> list[Multiaddr]:
         """The addresses by which others reach this node, each ending in ``/p2p/<id>``.

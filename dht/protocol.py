@@ -53,6 +53,7 @@ from hivemind.p2p import (
     AuthorizerBase,
     AuthRole,
     AuthRPCWrapper,
+    Membership,
     P2PContext,
     ServicerBase,
     StubBase,
@@ -99,6 +100,8 @@ class DHTProtocol(ServicerBase):
         self.bucket_size = options.bucket_size
         self.record_validator = record_validator
         self.authorizer = authorizer
+        #: who may take part in services beside the DHT
+        self.membership = Membership(authorizer, self._ping_member)
         #: the node that answers for this peer, where that is in another process
         self.home: Home | None = None
         self.storage = DHTLocalStorage()
@@ -131,7 +134,9 @@ class DHTProtocol(ServicerBase):
         checked = make_options(DHTNodeOptions, options, where="DHTProtocol")
         protocol = cls(p2p, node_id, checked, record_validator, authorizer)
         if not protocol.client_mode:
-            await protocol.add_p2p_handlers(p2p, AuthRPCWrapper(protocol, AuthRole.SERVICER, authorizer))
+            noted = protocol.membership.note_caller
+            wrapper = AuthRPCWrapper(protocol, AuthRole.SERVICER, authorizer, on_admitted=noted)
+            await protocol.add_p2p_handlers(p2p, wrapper)
         return protocol
 
     async def shutdown(self) -> None:
@@ -150,7 +155,15 @@ class DHTProtocol(ServicerBase):
         if self.home is not None and peer == self.home.peer_id:
             return self.home
         stub = super().get_stub(self.p2p, peer)
-        return stub if self.authorizer is None else AuthRPCWrapper(stub, AuthRole.CLIENT, self.authorizer)
+        if self.authorizer is None:
+            return stub
+        return AuthRPCWrapper(stub, AuthRole.CLIENT, self.authorizer, on_admitted=self.membership.note_callee)
+
+    async def _ping_member(self, peer: PeerID) -> None:
+        """
+        :raises HivemindError: if ``peer`` does not answer, or its answer is not authorized
+        """
+        await self.get_stub(peer).rpc_ping(dht_pb2.PingRequest(peer=self.node_info), timeout=self.wait_timeout)
 
     async def _request(self, peer: PeerID, method: str, request: Any) -> Any:
         """Call ``peer``; note that it is alive, or that it is not.

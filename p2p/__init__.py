@@ -10,6 +10,7 @@ from hivemind.p2p.exposition import metrics_text, register_metrics
 from hivemind.p2p.faults import Fault
 from hivemind.p2p.identity_file import ensure_identity, read_peer_id
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE
+from hivemind.p2p.membership import Membership
 from hivemind.p2p.memory import MemoryNetwork, MemoryTransport
 from hivemind.p2p.metrics import CallStats, P2PMetrics, PeerStats, ProtocolStats
 from hivemind.p2p.p2p import P2P
@@ -35,6 +36,7 @@ __all__ = [
     "ControlFailure",
     "DispatchFailure",
     "Fault",
+    "Membership",
     "MemoryNetwork",
     "MemoryTransport",
     "Mode",

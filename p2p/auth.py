@@ -141,6 +141,7 @@ class AuthRPCWrapper:
     :param role: CLIENT for a stub, SERVICER for a service
     :param authorizer: None lets all pass
     :param service_public_key: CLIENT: the key of the only service that may accept the requests; None: any
+    :param on_admitted: called with each peer whose request or answer has passed
     """
 
     def __init__(
@@ -149,21 +150,23 @@ class AuthRPCWrapper:
         role: AuthRole,
         authorizer: AuthorizerBase | None,
         service_public_key: RSAPublicKey | None = None,
+        on_admitted: Callable[[PeerID], None] | None = None,
     ) -> None:
         self._stub = stub
         self._role = role
         self._authorizer = authorizer
         self._service_public_key = service_public_key
+        self._on_admitted = on_admitted
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._stub, name)
         if self._authorizer is None or not name.startswith("rpc_"):
             return method
         if self._role is AuthRole.SERVICER:
-            wrapped = _answering(method, self._authorizer)
+            wrapped = _answering(method, self._authorizer, self._on_admitted)
         else:
             peer = getattr(self._stub, "peer_id", None)
-            wrapped = _calling(method, self._authorizer, self._service_public_key, peer)
+            wrapped = _calling(method, self._authorizer, self._service_public_key, peer, self._on_admitted)
         setattr(self, name, wrapped)
         return wrapped
 
@@ -173,6 +176,7 @@ def _calling(
     authorizer: AuthorizerBase,
     service_public_key: RSAPublicKey | None,
     peer: PeerID | None,
+    on_admitted: Callable[[PeerID], None] | None,
 ) -> Callable[..., Awaitable[Any]]:
     """A method of a stub: the request is signed before it goes out, the answer is checked when it has come."""
 
@@ -189,6 +193,8 @@ def _calling(
         _check_unary(name, response, "answer")
         if problem := await authorizer.problem_with_response(response, request):
             raise AuthorizationError(f"{name}: the answer of {peer or 'the peer'} cannot be trusted: {problem}")
+        if on_admitted is not None and peer is not None:
+            on_admitted(peer)
         return response
 
     return call
@@ -198,7 +204,9 @@ def _given(timeout: float | None) -> dict[str, float]:
     return {} if timeout is None else {"timeout": timeout}
 
 
-def _answering(method: Callable[..., Any], authorizer: AuthorizerBase) -> Callable[..., Awaitable[Any]]:
+def _answering(
+    method: Callable[..., Any], authorizer: AuthorizerBase, on_admitted: Callable[[PeerID], None] | None
+) -> Callable[..., Awaitable[Any]]:
     """A method of a service: it runs only if its caller and the request pass, and its answer is signed."""
 
     async def answer(request: Any, context: P2PContext | None = None, **kwargs: Any) -> Any:
@@ -212,6 +220,8 @@ def _answering(method: Callable[..., Any], authorizer: AuthorizerBase) -> Callab
                 caller = "a caller" if context is None else context.remote_id
                 logger.info("%s of %s was refused: %s", name, caller, problem)
             raise AuthorizationError(f"{name}: {problem}")
+        if on_admitted is not None and context is not None:
+            on_admitted(context.remote_id)
         response = method(request, *(() if context is None else (context,)), **kwargs)
         if inspect.isawaitable(response):
             response = await response

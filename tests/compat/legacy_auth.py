@@ -9,6 +9,9 @@ import base64
 import json
 import sys
 
+import torch
+
+import hivemind
 from hivemind.dht import DHTNode
 from hivemind.proto import auth_pb2, dht_pb2
 from hivemind.utils.auth import TokenAuthorizerBase
@@ -78,6 +81,34 @@ class Session:
     async def get(self, key):
         found = await self.node.get(key, latest=True)
         return None if found is None else found.value
+
+    async def average(self, initial_peers, value):
+        # holds the loop: 1.1.12 starts averagers in the main thread only
+        dht = hivemind.DHT(
+            initial_peers=initial_peers,
+            start=True,
+            authorizer=self.authorizer,
+            host_maddrs=["/ip4/127.0.0.1/tcp/0"],
+            nat_port_map=False,
+            auto_nat=False,
+        )
+        averager = hivemind.DecentralizedAverager(
+            [torch.full((4,), value)],
+            dht,
+            start=True,
+            prefix="closed",
+            target_group_size=2,
+            min_matchmaking_time=5,
+            request_timeout=2,
+        )
+        try:
+            group = averager.step(timeout=60)
+            state = averager.load_state_from_peers(timeout=30)
+            with averager.get_tensors() as (tensor,):
+                return {"members": len(group), "values": tensor.tolist(), "state": state[1][0].tolist()}
+        finally:
+            averager.shutdown()
+            dht.shutdown()
 
 
 async def main():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from hivemind.averaging import DecentralizedAverager
 from hivemind.clock import get_dht_time
 from hivemind.crypto import RSAPrivateKey
 from hivemind.dht import DHT
@@ -21,6 +24,7 @@ from hivemind.proto.dht_pb2 import NodeInfo, PingRequest, PingResponse
 from tests.compat.pairs import LOCAL
 from tests.support.authority import AUTHORITY, TokenAuthorizer, issue
 from tests.support.legacy import find_legacy_python, legacy_environment
+from tests.support.waiting import eventually_sync
 
 SCRIPT = Path(__file__).with_name("legacy_auth.py")
 
@@ -102,3 +106,32 @@ def test_one_swarm_with_tokens() -> None:
         assert dht.get("from legacy", latest=True) == (2, expiration)
         with pytest.raises(BootstrapError, match="no access token"):
             DHT(initial_peers=address, start=True, **LOCAL)
+
+
+@pytest.mark.parametrize("leader", ["ours", "legacy"])
+def test_one_run_with_tokens(leader: str) -> None:
+    """Averaging is guarded by what the DHT has shown: a peer of 1.1.12, whose averager shows nothing, is let in."""
+    options: dict[str, Any] = {"prefix": "closed", "target_group_size": 2, "min_matchmaking_time": 5.0}
+    with (
+        legacy_process() as legacy,
+        DHT(start=True, authorizer=TokenAuthorizer("ours", lifetime=600), **LOCAL) as dht,
+        DecentralizedAverager([torch.zeros(4)], dht, start=True, request_timeout=2.0, **options) as averager,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        address = [str(each) for each in dht.get_visible_maddrs()]
+        steps: dict[str, Callable[[], Any]] = {
+            "ours": lambda: averager.step(timeout=60),
+            "legacy": lambda: legacy.do("average", initial_peers=address, value=2.0),
+        }
+        first = pool.submit(steps[leader])
+        eventually_sync(lambda: dht.get("closed.0b", latest=True), "the leader has declared itself")
+        second = pool.submit(steps["legacy" if leader == "ours" else "ours"])
+        results = {leader: first.result(120), "other": second.result(120)}
+        answer = next(each for each in results.values() if "values" in each)
+        assert answer["members"] == 2
+        assert answer["values"] == [1.0] * 4
+        assert answer["state"] in ([0.0] * 4, [1.0] * 4), (
+            "of before or after the round here, which may end a little later"
+        )
+        with averager.get_tensors() as (tensor,):
+            assert tensor.tolist() == [1.0] * 4
