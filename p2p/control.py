@@ -27,6 +27,7 @@ from hivemind.p2p.framing import (
     pack_target,
     unpack_target,
 )
+from hivemind.p2p.large_blocks import keep_large_blocks
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_STREAM_MESSAGE, WINDOW, check_request
 from hivemind.p2p.serving import answer, end_handlers, serve_stream
 from hivemind.p2p.streams import ControlStream
@@ -63,6 +64,7 @@ class ControlClient(asyncio.BufferedProtocol):
         watch: HandlerWatch | None = None,
     ) -> None:
         self.watch = watch or HandlerWatch()
+        keep_large_blocks()
         self.window = WINDOW
         self.max_message = MAX_STREAM_MESSAGE
         self.max_unary = DEFAULT_MAX_MSG_SIZE
