@@ -283,11 +283,18 @@ async def in_pool(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
 
     For work on many bytes (compress, reduce, hash). On a virtual-clock loop (an attribute ``virtual_time`` that is
     true) it runs in place: simulated time must not pass while real work is done.
+
+    :raises RuntimeClosedError: if the program is ending
     """
     loop = asyncio.get_running_loop()
     if getattr(loop, "virtual_time", False):
         return function(*args, **kwargs)
-    return await loop.run_in_executor(_get_pool(), lambda: function(*args, **kwargs))
+    try:
+        done = loop.run_in_executor(_get_pool(), lambda: function(*args, **kwargs))
+    except RuntimeError as error:
+        # Python ends all pools before whatever is registered to run at exit, the network thread's end among it
+        raise RuntimeClosedError("the program is ending: no more work is begun") from error
+    return await done
 
 
 def wait_for(future: concurrent.futures.Future[T], deadline: Deadline, what: str) -> T:

@@ -131,6 +131,8 @@ class ControlClient(asyncio.BufferedProtocol):
         if self._transport is None:
             return  # whoever waits learns it from `fail`
         if not self._pieces:
+            if self._loop.is_closed():
+                return  # what a program has left behind ends with it
             # frames of one turn of the loop go out together: a system call costs more than all else here
             self._loop.call_soon(self._flush)
         self._pieces.append(header)

@@ -26,6 +26,8 @@ __all__ = ["DaemonProcess", "find_binary"]
 
 #: The longest path that a socket can have: 108 bytes on Linux, 104 on macOS, with the zero at the end.
 _SOCKET_PATH_BYTES = 103
+#: Seconds that a daemon whose connection is gone may take to end: one that was told to stop waits for a moment.
+_BURY_SECONDS = 1.5
 #: Seconds that each step of ending the daemon may take: asking it, SIGTERM, SIGKILL.
 _ASK_SECONDS = 0.4
 _TERM_SECONDS = 0.3
@@ -194,7 +196,7 @@ class DaemonProcess:
 
         The folder stays, for another start; `stop_now` removes it.
         """
-        code = await self.wait(_ASK_SECONDS)
+        code = await self.wait(_BURY_SECONDS)
         if code is None:
             self._signal("kill")
             code = await self.wait(_KILL_SECONDS)

@@ -87,10 +87,6 @@ func TestWhoRemovesTheFolder(t *testing.T) {
 	for name, end := range map[string]func(p *process){
 		"kept":  func(p *process) { _ = p.cmd.Process.Signal(syscall.SIGTERM) },
 		"owner": func(p *process) { p.owner.Close() },
-		"both": func(p *process) {
-			_ = p.cmd.Process.Signal(syscall.SIGTERM)
-			time.AfterFunc(abandonTime/4, func() { p.owner.Close() })
-		},
 		"asked": func(p *process) {
 			request(t, p.owner, `{"op": "hello", "version": 1}`)
 			request(t, p.owner, `{"op": "shutdown"}`)

@@ -21,8 +21,8 @@ const (
 	drainTime = 2 * time.Second
 	// closeTime bounds leaving the network; the process exits then in any case.
 	closeTime = 500 * time.Millisecond
-	// abandonTime is how long an owner may outlive a signal that was for it too.
-	abandonTime = 100 * time.Millisecond
+	// abandonTime is how long a parent may outlive a signal that was for it too: it may have much memory to give back.
+	abandonTime = time.Second
 	// flushTime bounds writing the last log lines.
 	flushTime = 100 * time.Millisecond
 
@@ -112,7 +112,7 @@ func (d *daemon) exitWhileStarting(started <-chan struct{}) {
 	select {
 	case <-started:
 	case <-d.stop:
-		if d.abandoned() {
+		if d.parentGone == nil || d.abandoned() {
 			d.removeFolder()
 		}
 		os.Exit(ExitOK)
@@ -182,9 +182,8 @@ func (d *daemon) wait() {
 		}()
 		d.server.Drain(ctx)
 		cancel()
-		if d.abandoned() {
-			d.removeFolder()
-		}
+		d.closeForGood()
+		return
 	case <-d.parentGone:
 		d.removeFolder()
 	case <-d.ownerGone:
@@ -195,16 +194,24 @@ func (d *daemon) wait() {
 	d.close()
 }
 
-// abandoned tells whether nobody is left who would tidy up, or start another daemon in this one's place. Signals often go to daemon and
-// owner at once: the owner has a moment to end.
-func (d *daemon) abandoned() bool {
-	if d.parentGone == nil && d.ownerGone == nil {
-		return true
+// closeForGood is close after a signal: an owner that lives on, and may start another daemon in this one's place, keeps the folder.
+func (d *daemon) closeForGood() {
+	owned := d.ownerGone != nil
+	select {
+	case <-d.ownerGone:
+		owned = false
+	default:
 	}
+	d.close() // which ends the owner's connection too
+	if !owned || d.abandoned() {
+		d.removeFolder()
+	}
+}
+
+// abandoned tells whether the parent has ended. Signals often go to daemon and parent at once: it has a moment to end.
+func (d *daemon) abandoned() bool {
 	select {
 	case <-d.parentGone:
-		return true
-	case <-d.ownerGone:
 		return true
 	case <-time.After(abandonTime):
 		return false

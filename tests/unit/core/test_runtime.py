@@ -154,6 +154,16 @@ async def test_the_pool_is_other_threads() -> None:
     assert name.startswith("hivemind-pool")
 
 
+@pytest.mark.asyncio
+async def test_no_work_is_begun_while_the_program_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python ends all pools before the network thread."""
+    ended = concurrent.futures.ThreadPoolExecutor()
+    ended.shutdown()
+    monkeypatch.setattr("hivemind.runtime._pool", ended)
+    with pytest.raises(RuntimeClosedError, match="the program is ending"):
+        await in_pool(lambda: 1)
+
+
 def test_the_runtime_is_one_per_process() -> None:
     assert get_runtime() is get_runtime()
 
