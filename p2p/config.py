@@ -31,7 +31,6 @@ _FLAGS = (
     "use_relay",
     "use_auto_relay",
     "relay_service",
-    "use_ipfs",
     "no_listen",
     "restart",
     "metrics_public",
@@ -52,7 +51,7 @@ class P2PConfig:
     announce_maddrs: Sequence[Multiaddr | str] | None = None
     #: find out whether this peer can be reached, help others to, punch holes
     auto_nat: bool = True
-    #: accepted for hivemind 1.1: connections are always trimmed
+    #: close connections that are used least when there are over 512, down to 256
     conn_manager: bool = True
     #: address routing (libp2p Kademlia): "server" answers others, "client" only asks, "auto" decides by reachability
     dht_mode: str = "server"
@@ -86,8 +85,9 @@ class P2PConfig:
     relay_limits: RelayLimits | None = None
     #: the ids of the only peers that may use this relay, at either end; None: everybody. With ``relay_service`` only
     relay_allowlist: Collection[PeerID | str] | None = None
-    #: join the public IPFS network; not supported yet
-    use_ipfs: bool = False
+    #: join the Kademlia of the public IPFS network besides; initial peers can then be named by ``/p2p/<id>`` alone.
+    #: Instead of True: bootstrap peers of another such network, each ``/…/p2p/<id>``
+    use_ipfs: bool | Sequence[Multiaddr | str] = False
     #: bytes of one unary message with its envelope. Peers of hivemind 1.1 refuse more than the default
     persistent_conn_max_msg_size: int = DEFAULT_MAX_MSG_SIZE
     #: start the daemon again if it dies: the same peer, on the same ports where they are free, with the same handlers
@@ -178,6 +178,10 @@ class P2PConfig:
             self, "trusted_relays", as_multiaddrs("trusted_relays", self.trusted_relays or (), with_peer=True)
         )
         object.__setattr__(self, "host_maddrs", as_multiaddrs("host_maddrs", self.host_maddrs))
+        if not isinstance(self.use_ipfs, bool):
+            if not isinstance(self.use_ipfs, Sequence) or isinstance(self.use_ipfs, str) or not self.use_ipfs:
+                raise ConfigError("use_ipfs", self.use_ipfs, "True, False, or a list of bootstrap peers")
+            object.__setattr__(self, "use_ipfs", as_multiaddrs("use_ipfs", self.use_ipfs, with_peer=True))
         if self.announce_maddrs is not None:
             announced = as_multiaddrs("announce_maddrs", self.announce_maddrs)
             for address in announced:
@@ -196,8 +200,6 @@ class P2PConfig:
             raise FileNotFoundError(f"identity_path: the folder of {path} does not exist: create it first")
 
     def _check_relays(self) -> None:
-        if self.use_ipfs:
-            raise ConfigError("use_ipfs", True, "nothing else than the default: not supported yet")
         for name in ("use_auto_relay", "relay_service"):
             if getattr(self, name) and not self.use_relay:
                 raise ConfigError(name, True, "False where use_relay is False")
@@ -230,6 +232,8 @@ class P2PConfig:
         object.__setattr__(self, "swarm_key", key)
         if key is None:
             return
+        if self.use_ipfs:
+            raise ConfigError("use_ipfs", self.use_ipfs, "False in a private swarm (swarm_key)")
         for name in ("host_maddrs", "announce_maddrs", "initial_peers", "trusted_relays"):
             self._keep_tcp(name)
 

@@ -61,12 +61,18 @@ type Config struct {
 	BootstrapTimeout Seconds `json:"bootstrap_timeout"`
 	// RequireBootstrap makes it fatal that none answers; else the daemon keeps trying in the background.
 	RequireBootstrap bool `json:"require_bootstrap"`
+	// IPFS joins the public IPFS network's Kademlia besides, through IPFSPeers or, if there are none, its well-known peers. Bootstrap peers
+	// may then be named by their ids alone.
+	IPFS      bool     `json:"ipfs"`
+	IPFSPeers []string `json:"ipfs_peers"`
 	// DHTMode is the part this peer takes in the Kademlia routing.
 	DHTMode string `json:"dht_mode"`
 
 	// SwarmKey is the content of a swarm key file, "/key/swarm/psk/1.0.0/": only peers that have it can connect, over TCP. "" is an open
 	// swarm.
 	SwarmKey string `json:"swarm_key"`
+	// ConnManager closes connections that are used least when there are too many.
+	ConnManager bool `json:"conn_manager"`
 	// TLS and Noise are the security transports; TLS is preferred, as AES is in the processor.
 	TLS   bool `json:"tls"`
 	Noise bool `json:"noise"`
@@ -125,6 +131,7 @@ func Default() Config {
 		BootstrapTimeout: 15,
 		RequireBootstrap: true,
 		DHTMode:          DHTServer,
+		ConnManager:      true,
 		TLS:              true,
 		Noise:            true,
 		Relay:            true,
@@ -263,6 +270,17 @@ func (c *Config) validateAddrs(fail func(field, format string, args ...any)) {
 			fail("bootstrap", "%q: %v", text, err)
 		}
 	}
+	for _, text := range c.IPFSPeers {
+		if _, err := peer.AddrInfoFromString(text); err != nil {
+			fail("ipfs_peers", "%q: %v", text, err)
+		}
+	}
+	if c.IPFS && c.DHTMode == DHTOff {
+		fail("ipfs", "it is found by the Kademlia routing: dht_mode must not be off")
+	}
+	if c.IPFS && c.SwarmKey != "" {
+		fail("ipfs", "a peer with a swarm_key cannot connect to it")
+	}
 }
 
 func (c *Config) validateRelays(fail func(field, format string, args ...any)) {
@@ -353,6 +371,9 @@ func PeerIDs(texts []string) ([]peer.ID, error) {
 
 // BootstrapPeers are the peers to join through, addresses of one peer merged. The configuration must be valid.
 func (c *Config) BootstrapPeers() ([]peer.AddrInfo, error) { return peerInfos(c.Bootstrap) }
+
+// IPFSBootstrap are the peers through which the IPFS network is joined, if not its well-known ones. The configuration must be valid.
+func (c *Config) IPFSBootstrap() ([]peer.AddrInfo, error) { return peerInfos(c.IPFSPeers) }
 
 func peerInfos(texts []string) ([]peer.AddrInfo, error) {
 	addrs := make([]ma.Multiaddr, 0, len(texts))

@@ -37,7 +37,7 @@ func TestEveryFaultIsNamed(t *testing.T) {
 		"tls": false, "noise": false, "max_message": 0, "max_unary": 1, "bootstrap_timeout": 0, "dial_timeout": -1,
 		"log_level": "LOUD", "relay": false, "auto_relay": true, "trusted_relays": ["/ip4/1.2.3.4/tcp/1"],
 		"force_reachability": "perhaps", "relay_reservations": 0, "relay_circuits": 99999, "relay_buffer": -1,
-		"relay_circuit_bytes": 0, "relay_circuit_time": 0, "relay_allow": ["nobody"], "identity_seed": "0123"
+		"relay_circuit_bytes": 0, "relay_circuit_time": 0, "relay_allow": ["nobody"], "ipfs_peers": ["/ip4/1.2.3.4/tcp/1"], "identity_seed": "0123"
 	}`))
 	if err == nil {
 		t.Fatal("accepted")
@@ -45,7 +45,7 @@ func TestEveryFaultIsNamed(t *testing.T) {
 	for _, field := range []string{
 		"parent_pid", "owner_fd", "control_path", "listen", "announce", "bootstrap:", "dht_mode", "tls", "max_message", "max_unary",
 		"bootstrap_timeout", "dial_timeout", "log_level", "relay:", "trusted_relays", "force_reachability", "relay_reservations",
-		"relay_circuits", "relay_buffer", "relay_circuit_bytes", "relay_circuit_time", "relay_allow", "identity_seed",
+		"relay_circuits", "relay_buffer", "relay_circuit_bytes", "relay_circuit_time", "relay_allow", "ipfs_peers", "identity_seed",
 	} {
 		if !strings.Contains(err.Error(), field) {
 			t.Errorf("%s is not named in:\n%v", field, err)
@@ -111,5 +111,13 @@ func TestSwarmKeysAreNeverTold(t *testing.T) {
 	}
 	if _, err := Read(strings.NewReader(strings.Replace(good, "%s", "udp/0/quic-v1", 1))); err == nil || !strings.Contains(err.Error(), "only TCP") {
 		t.Error(err)
+	}
+}
+
+func TestWhatExcludesIPFS(t *testing.T) {
+	for _, text := range []string{`"dht_mode": "off"`, `"swarm_key": "/key/swarm/psk/1.0.0/\n/base16/\n` + strings.Repeat("ab", 32) + `"`} {
+		if _, err := Read(strings.NewReader(`{"ipfs": true, ` + text + `}`)); err == nil || !strings.Contains(err.Error(), "ipfs: ") {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	dht "github.com/libp2p/go-libp2p-kad-dht"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"hivemind/p2pd/internal/config"
@@ -20,8 +21,31 @@ const (
 	rejoinMost  = 30 * time.Second
 )
 
-// bootstrap joins the swarm through one of the peers, and keeps at it in the background.
-func (n *Node) bootstrap(ctx context.Context, cfg *config.Config, peers []peer.AddrInfo) error {
+// ipfsPeers are the peers through which the IPFS network is joined; none if it is not.
+func ipfsPeers(cfg *config.Config) ([]peer.AddrInfo, error) {
+	if !cfg.IPFS {
+		return nil, nil
+	}
+	if len(cfg.IPFSPeers) > 0 {
+		return cfg.IPFSBootstrap()
+	}
+	return dht.GetDefaultBootstrapPeerAddrInfos(), nil
+}
+
+// bootstrap joins the swarm through one of the peers, and keeps at it in the background. The IPFS network is joined before: the
+// peers may be known by their ids only.
+func (n *Node) bootstrap(ctx context.Context, cfg *config.Config, peers, ipfs []peer.AddrInfo) error {
+	if len(ipfs) > 0 {
+		bounded, cancel := context.WithTimeout(ctx, cfg.BootstrapTimeout.Duration()/2)
+		err := n.join(bounded, ipfs)
+		cancel()
+		if err != nil && cfg.RequireBootstrap {
+			return fmt.Errorf("%w: IPFS: %w", ErrBootstrap, err)
+		}
+		if err != nil {
+			n.log.Warn("not joined IPFS yet", "error", err)
+		}
+	}
 	if len(peers) > 0 {
 		bounded, cancel := context.WithTimeout(ctx, cfg.BootstrapTimeout.Duration())
 		err := n.join(bounded, peers)
@@ -38,7 +62,7 @@ func (n *Node) bootstrap(ctx context.Context, cfg *config.Config, peers []peer.A
 			return fmt.Errorf("kademlia routing: %w", err)
 		}
 	}
-	n.background.Go(func() { n.keepJoined(cfg, peers) })
+	n.background.Go(func() { n.keepJoined(cfg, slices.Concat(peers, ipfs)) })
 	return nil
 }
 

@@ -59,9 +59,11 @@ func newHost(cfg *config.Config, key crypto.PrivKey, n *Node, watch *guardedMana
 		return nil, fmt.Errorf("resource limits: %w", err)
 	}
 	watch.ResourceManager = limits
-	manager, err := basicconnmgr.NewConnManager(lowWater, highWater, basicconnmgr.WithGracePeriod(trimmingAge))
-	if err != nil {
-		return nil, fmt.Errorf("connection manager: %w", err)
+	var manager connmgr.ConnManager = connmgr.NullConnMgr{}
+	if cfg.ConnManager {
+		if manager, err = basicconnmgr.NewConnManager(lowWater, highWater, basicconnmgr.WithGracePeriod(trimmingAge)); err != nil {
+			return nil, fmt.Errorf("connection manager: %w", err)
+		}
 	}
 	store, err := pstoremem.NewPeerstore(pstoremem.WithMaxProtocols(pushProtocols))
 	if err != nil {

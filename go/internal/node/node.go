@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -96,6 +97,10 @@ func (n *Node) start(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrBootstrap, err)
 	}
+	ipfs, err := ipfsPeers(cfg)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrBootstrap, err)
+	}
 	if err := n.startReachability(cfg); err != nil {
 		return err
 	}
@@ -110,10 +115,10 @@ func (n *Node) start(ctx context.Context, cfg *config.Config) error {
 			return err
 		}
 	}
-	if err := n.startRouting(cfg, peers); err != nil {
+	if err := n.startRouting(cfg, slices.Concat(peers, ipfs)); err != nil {
 		return err
 	}
-	if err := n.bootstrap(ctx, cfg, peers); err != nil {
+	if err := n.bootstrap(ctx, cfg, peers, ipfs); err != nil {
 		return err
 	}
 	n.startRelays(ctx)

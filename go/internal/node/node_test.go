@@ -11,6 +11,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	basicconnmgr "github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"hivemind/p2pd/internal/config"
@@ -299,5 +300,14 @@ func TestDialsAreRanked(t *testing.T) {
 	}
 	if alone := rankDials([]ma.Multiaddr{ma.StringCast(relay)}); alone[0].Delay != 0 {
 		t.Errorf("a relay that is the only way waits %s", alone[0].Delay)
+	}
+}
+
+func TestConnectionsAreTrimmedUnlessToldOtherwise(t *testing.T) {
+	if _, trims := start(t, nil).host.ConnManager().(*basicconnmgr.BasicConnMgr); !trims {
+		t.Error("nobody trims")
+	}
+	if _, trims := start(t, func(cfg *config.Config) { cfg.ConnManager = false }).host.ConnManager().(*basicconnmgr.BasicConnMgr); trims {
+		t.Error("somebody trims")
 	}
 }

@@ -332,3 +332,14 @@ def test_watching_from_threads_and_loops() -> None:
             second.watch("key", interval=-1)
     assert list(left) == [], "it has ended with its DHT"
     left.close()
+
+
+def test_peers_meet_through_the_ipfs_network() -> None:
+    """A peer of this machine stands for that network: nothing leaves it."""
+    with DHT(start=True) as world:
+        ipfs = [str(each) for each in world.get_visible_maddrs()]
+        with DHT(start=True, use_ipfs=ipfs) as one, DHT([f"/p2p/{one.peer_id}"], start=True, use_ipfs=ipfs) as two:
+            assert two.store("key", "value", get_dht_time() + 60)
+            assert one.get("key", latest=True).value == "value"  # type: ignore[union-attr]
+            # it is a network of addresses: its peers are none of this DHT
+            assert world.get("key", latest=True) is None

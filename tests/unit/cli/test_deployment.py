@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from hivemind.cli.main import _COMMANDS
+
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY = ROOT / "docs" / "deploy"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = {"dht": "dht", "relay": "relay", "doctor": "doctor", "identity": "identity", "swarm-key": "swarm_key"}
 
 #: What these units may set; a slip in a name would be ignored by systemd with a line in the journal.
 DIRECTIVES = {
@@ -41,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser_of(command: str) -> Parser:
     parser = Parser(prog=command, allow_abbrev=False)
-    importlib.import_module(f"hivemind.cli.{MODULES[command]}").add_options(parser)
+    importlib.import_module(f"hivemind.cli.{_COMMANDS[command][0]}").add_options(parser)
     return parser
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from multiaddr import Multiaddr
 
-from hivemind.config import make_options
+from hivemind.config import make_options, option_names
 from hivemind.errors import ConfigError
-from hivemind.p2p import P2P, P2PConfig, RelayLimits
+from hivemind.p2p import P2P, P2PConfig, RelayLimits, SwarmKey
 from hivemind.p2p.daemon import daemon_config
 
 PEER = "12D3KooWPci6KpjAHoo6UrZgu2mxg5JudqfLwifUXsnC2D8isJL6"
@@ -55,8 +56,10 @@ PEER = "12D3KooWPci6KpjAHoo6UrZgu2mxg5JudqfLwifUXsnC2D8isJL6"
         ("trusted_relays", ["/ip4/1.2.3.4/tcp/1"]),
         # without use_auto_relay they would have no effect
         ("trusted_relays", [f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"]),
-        # of a later release: an error, never silence
-        ("use_ipfs", True),
+        ("use_ipfs", "yes"),
+        ("use_ipfs", None),
+        ("use_ipfs", []),
+        ("use_ipfs", ["/ip4/1.2.3.4/tcp/1"]),
     ],
 )
 def test_a_wrong_option_names_itself(option: str, value: Any) -> None:
@@ -94,6 +97,16 @@ def test_limits_of_a_relay() -> None:
     assert {name: content[name] for name in expected} == expected
     assert daemon_config(P2PConfig(relay_service=True))["relay_allow"] is None
     assert daemon_config(P2PConfig(relay_service=True, relay_allowlist=()))["relay_allow"] == []
+
+
+def test_ipfs_reaches_the_daemon() -> None:
+    content = daemon_config(P2PConfig(use_ipfs=True))
+    assert (content["ipfs"], content["ipfs_peers"]) == (True, [])
+    peer = f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"
+    content = daemon_config(P2PConfig(use_ipfs=[peer]), ephemeral=True)
+    assert (content["ipfs"], content["ipfs_peers"]) == (True, [peer])
+    with pytest.raises(ConfigError, match=r"use_ipfs.*swarm_key"):
+        P2PConfig(use_ipfs=True, swarm_key=SwarmKey.generate())
 
 
 @pytest.mark.parametrize(
@@ -182,6 +195,7 @@ def test_options_reach_the_daemon(tmp_path: Path) -> None:
             dht_mode="client",
             auto_nat=False,
             tls=False,
+            conn_manager=False,
             use_relay=False,
             startup_timeout=10,
             persistent_conn_max_msg_size=1_000_000,
@@ -212,6 +226,7 @@ def test_options_reach_the_daemon(tmp_path: Path) -> None:
         "auto_nat": False,
         "nat_port_map": True,
         "tls": False,
+        "conn_manager": False,
         "relay": False,
         "auto_relay": False,
         "trusted_relays": [],
@@ -223,6 +238,8 @@ def test_options_reach_the_daemon(tmp_path: Path) -> None:
         "relay_buffer": 65536,
         "relay_allow": None,
         "swarm_key": "",
+        "ipfs": False,
+        "ipfs_peers": [],
         "force_reachability": "",
         "bootstrap_timeout": 8.5,
         "dial_timeout": 7.5,
@@ -231,3 +248,11 @@ def test_options_reach_the_daemon(tmp_path: Path) -> None:
     }
     assert daemon_config(P2PConfig())["nat_port_map"] is False
     assert daemon_config(P2PConfig(no_listen=True))["listen"] == []
+
+
+def test_the_page_lists_all_options() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "p2p.md").read_text()
+    listed = {
+        name for row in re.findall(r"^\| (`[a-z_`, ]+) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    }
+    assert listed == set(option_names(P2PConfig))
