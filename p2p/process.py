@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import socket
 import subprocess
@@ -19,13 +18,12 @@ from typing import Any
 from hivemind.aio import with_deadline
 from hivemind.clock import Deadline, monotonic
 from hivemind.errors import DaemonStartError, DeadlineExceeded
+from hivemind.p2p.control_folder import new_control_path, sweep
 from hivemind.p2p.daemon_log import DaemonLog, PipeLines
 from hivemind.p2p.framing import VERSION
 
 __all__ = ["DaemonProcess", "find_binary"]
 
-#: The longest path that a socket can have: 108 bytes on Linux, 104 on macOS, with the zero at the end.
-_SOCKET_PATH_BYTES = 103
 #: Seconds that a daemon whose connection is gone may take to end: one that was told to stop waits for a moment.
 _BURY_SECONDS = 1.5
 #: Seconds that each step of ending the daemon may take: asking it, SIGTERM, SIGKILL.
@@ -50,13 +48,6 @@ def find_binary() -> Path:
     return path
 
 
-def _control_path() -> Path:
-    """A new place for the socket: in the folder for temporary files, or in /tmp where that has too long a name."""
-    path = Path(f"hivemind-{secrets.token_hex(8)}", "control.sock")
-    usual = tempfile.gettempdir() / path
-    return usual if len(os.fsencode(usual)) <= _SOCKET_PATH_BYTES else Path("/tmp") / path
-
-
 class DaemonProcess:
     """One child at a time: after its death and burial another can be started. Used on the loop that started it, except
     `dispose`.
@@ -74,7 +65,7 @@ class DaemonProcess:
         #: whether `dispose` has ended it for good; also read on the loop after another thread has set it
         self.disposed = False
         # made by the first daemon with mode 0700, and removed by the one that outlives this process
-        self.control_path = _control_path()
+        self.control_path = new_control_path()
         self._folder = self.control_path.parent
 
     @property
@@ -101,7 +92,11 @@ class DaemonProcess:
         :returns: its ready line and this side of the owner's connection
         :raises DaemonStartError: with the daemon's own words
         """
+        global _swept
         binary = find_binary()
+        if not _swept:
+            _swept = True
+            sweep()
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -259,6 +254,9 @@ class DaemonProcess:
 #: Those that run. At exit, whoever was not shut down is killed; registered when this module is loaded, so that the
 #: network thread, which is made later, has ended its peers in order before.
 _live: set[DaemonProcess] = set()
+
+#: Whether this process has looked for what others left behind.
+_swept = False
 
 
 def _dispose_all() -> None:

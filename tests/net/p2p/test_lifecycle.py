@@ -123,6 +123,21 @@ def test_the_daemon_is_gone_within_a_second_of_kill_9() -> None:
     pytest.fail(f"the daemon took {took} s")
 
 
+def test_what_nobody_was_left_to_remove_goes_with_the_next_start() -> None:
+    owner = Owner("wait")
+    folder = owner.socket.parent
+    os.kill(owner.daemon, signal.SIGSTOP)  # both end at once
+    owner.process.kill()
+    os.kill(owner.daemon, signal.SIGKILL)
+    owner.end()
+    eventually_sync(lambda: not is_alive(owner.daemon), "the daemon is gone")
+    assert folder.exists()
+    os.utime(folder, (0, 0))
+    other = Owner("shutdown")
+    assert other.end() == 0
+    assert not folder.exists()
+
+
 @pytest.mark.asyncio
 async def test_a_killed_daemon_is_reported() -> None:
     async with await P2P.create() as alice, await P2P.create(await alice.get_visible_maddrs()) as bob:
