@@ -26,9 +26,12 @@ logger = get_logger(__name__)
 #: Seconds between two rounds, and lost peers tried in each.
 PERIOD: Final = 15.0
 LOST_PER_ROUND: Final = 4
-#: Neighbours that were not heard of for so many seconds are asked whether they live, so many in each round.
+#: Neighbours that were not heard of for so many seconds are asked whether they live, so many in each round. Where
+#: somebody was lost lately, more often: a record is lost for good once all its holders have gone unnoticed.
 NEIGHBOR_SECONDS: Final = 60.0
 NEIGHBORS_PER_ROUND: Final = 4
+RESTLESS_SECONDS: Final = 15.0
+RESTLESS_PER_ROUND: Final = 10
 
 
 class Maintenance:
@@ -67,7 +70,10 @@ class Maintenance:
     async def _ask_neighbors(self) -> None:
         """Those who share the records of this node: when one is gone, others take its place."""
         protocol = self._node.protocol
-        silent = protocol.neighborhood.unheard(NEIGHBOR_SECONDS, NEIGHBORS_PER_ROUND)
+        if protocol.neighborhood.restless(NEIGHBOR_SECONDS):
+            silent = protocol.neighborhood.unheard(RESTLESS_SECONDS, RESTLESS_PER_ROUND)
+        else:
+            silent = protocol.neighborhood.unheard(NEIGHBOR_SECONDS, NEIGHBORS_PER_ROUND)
         await asyncio.gather(*(protocol.call_ping(peer) for peer in silent))
 
     async def _try_lost_peers(self) -> bool:

@@ -4,6 +4,7 @@ they held is given to those who are nearest now."""
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -71,6 +72,7 @@ class Neighborhood:
         self._executor: asyncio.Task[None] | None = None
         #: when each member of the table was last heard of, by the clock of the loop
         self._heard: dict[DHTID, float] = {}
+        self._last_loss = -math.inf
 
     def seen(self, node_id: DHTID, peer_id: PeerID) -> None:
         """A node has called, or has answered."""
@@ -91,6 +93,7 @@ class Neighborhood:
         if node_id is not None:
             del self.routing_table[node_id]
             self._heard.pop(node_id, None)
+            self._last_loss = asyncio.get_running_loop().time()
             self._bequeath(node_id)
             self.remember(peer_id, get_dht_time() + LOST_SECONDS)
 
@@ -134,6 +137,10 @@ class Neighborhood:
         """See `is_due`."""
         others = self.routing_table.get_nearest_neighbors(key, self._num_replicas, exclude=newcomer)
         return is_due(key, newcomer, self.routing_table.node_id, others, self._num_replicas)
+
+    def restless(self, seconds: float) -> bool:
+        """Whether a member of the table was lost in the last ``seconds``."""
+        return asyncio.get_running_loop().time() - self._last_loss < seconds
 
     def unheard(self, seconds: float, count: int) -> list[PeerID]:
         """Of the nodes nearest to this one, with which it shares what it holds, those that were not heard of for
