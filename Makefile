@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 PEERS ?= 4
 FUZZ_SECONDS ?= 60
+SECONDS ?= 60
 ARGS ?=
 
 # Where Python must not keep compiled modules, each of the many processes below compiles torch again: 3 s.
@@ -46,7 +47,7 @@ run: env ## Train on real images in a local swarm of PEERS=4 processes
 	@$(PY) examples/digits/swarm.py --peers $(PEERS) $(ARGS)
 
 test: env legacy ## All that a change must pass, from a fresh checkout
-	@$(PY) tools/run_suites.py lint types arch proto-check go unit sim net $(notdir $(wildcard tests/nat)) docs compat fuzz
+	@$(PY) tools/run_suites.py lint types arch proto-check go unit sim net $(notdir $(wildcard tests/nat)) docs compat fuzz soak
 
 bench: env legacy ## Measure this library and hivemind 1.1.12 in turn, and print the ratio
 	@$(PY) benchmarks/run.py $(ARGS)
@@ -136,7 +137,7 @@ proto-check: $(PROTO) ## Whether the generated messages are fresh
 
 ## Tests
 
-.PHONY: unit sim net nat compat docs go fuzz
+.PHONY: unit sim net nat compat docs go fuzz soak
 unit: $(PACKAGE) ## Pure parts, golden bytes, the shape of the code
 	@$(PYTEST) $(REPORT) tests/unit tests/test_shape.py $(ARGS)
 
@@ -157,6 +158,9 @@ docs: env ## The code that README and docs show
 
 fuzz: env toolchain ## Hostile clients, daemons and peers, FUZZ_SECONDS=60 for each of four sides
 	@$(PY) tools/fuzz.py --seconds $(FUZZ_SECONDS)
+
+soak: env ## 200 calls in flight for SECONDS=60 while peers come and are killed: nothing may grow
+	@$(PY) -m tests.soak.run --seconds $(SECONDS)
 
 go: toolchain ## The daemon: gofmt, vet, staticcheck, tests (with the race detector where a C compiler is)
 	@$(PY) tools/check_go.py
