@@ -99,6 +99,8 @@ class Numbers:
 class Outgoing:
     """What this side may still send on a stream."""
 
+    __slots__ = ("credit",)
+
     def __init__(self, window: int) -> None:
         self.credit = window
 
@@ -115,6 +117,18 @@ class Incoming:
     :param window: bytes of credit that the sender starts with
     :param limit: bytes of the longest message
     """
+
+    __slots__ = (
+        "_buffer",
+        "_dropping",
+        "_items",
+        "_limit",
+        "_owed",
+        "_received",
+        "_total",
+        "_waiting_bytes",
+        "_window",
+    )
 
     def __init__(self, window: int, limit: int) -> None:
         self._window = window

@@ -256,7 +256,7 @@ class ControlClient(asyncio.BufferedProtocol):
         if result is None:
             await stream.send_message(error.encode(), Flag.ERROR)
         else:
-            await stream.send_message(result, Flag(0))
+            await stream.send_message(result)
         stream.answered()
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ class ControlClient(asyncio.BufferedProtocol):
         try:
             async with asyncio.timeout(_guard(deadline)):
                 if stream.first_pending:
-                    await stream.send_message(view, Flag(0))
+                    await stream.send_message(view)
                 result = await stream.receive()
         except TimeoutError as error:
             stream.reset()
@@ -348,7 +348,7 @@ class ControlClient(asyncio.BufferedProtocol):
         timeout_ms = 0 if remaining is None else min(0xFFFFFFFF, max(1, int(remaining * 1000)))
         fits = first is not None and len(target) + len(first) <= MAX_FRAME and stream.spend(len(first))
         size = len(target) + (len(first) if fits and first is not None else 0)
-        flags = Flag.FIRST if fits else Flag(0)
+        flags = Flag.FIRST if fits else 0
         header = pack_header(FrameType.OPEN, number, size, flags=flags, code=mode, aux=timeout_ms)
         self.write(header + target, first if fits and first is not None else b"")
         stream.first_pending = not fits

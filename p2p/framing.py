@@ -57,8 +57,8 @@ class FrameType(enum.IntEnum):
     EVENT = 10
 
 
-class Flag(enum.IntFlag):
-    """Flags of frames."""
+class Flag(enum.IntEnum):
+    """Flags of frames: bits. No `enum.IntFlag`, whose operators cost more than all else that is done with a header."""
 
     ERROR = 1
     FIRST = 2

@@ -40,6 +40,29 @@ class ControlStream:
     What is sent is not copied: a message must not be changed afterwards.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_caller",
+        "_finished",
+        "_forgotten",
+        "_incoming",
+        "_link",
+        "_loop",
+        "_outgoing",
+        "_over",
+        "_reader",
+        "_remote_finished",
+        "_remote_id",
+        "_sending",
+        "_writer",
+        "first_pending",
+        "mode",
+        "name",
+        "number",
+        "opened",
+        "task",
+    )
+
     def __init__(self, link: Link, number: int, mode: Mode, remote_id: PeerID, name: str, *, caller: bool) -> None:
         self.number = number
         self.mode = mode
@@ -72,14 +95,14 @@ class ControlStream:
     # -- sending ---------------------------------------------------------------------------------------------------
 
     async def send(self, message: Buffer) -> None:
-        await self.send_message(message, Flag(0))
+        await self.send_message(message)
 
     async def send_error(self, text: str) -> None:
         await self.send_message(text.encode(), Flag.ERROR)
         self._finished = True
         self._end(StreamReset(f"stream {self.name} with {self.remote_id} has ended: by an error on this side"))
 
-    async def send_message(self, message: Buffer, flags: Flag) -> None:
+    async def send_message(self, message: Buffer, flags: int = 0) -> None:
         """Send one message in frames, as credit allows; an interrupted one resets the stream."""
         view = memoryview(message).cast("B")
         check_message(len(view), self._link.max_message)
