@@ -110,7 +110,7 @@ async def join_through_home(node: DHTNode) -> None:
 
     :raises ControlFailure: if it does not answer
     """
-    answer = await node.protocol.call_find(node.peer_id, [node.node_id])
+    answer = await node.protocol.call_find(node.peer_id, [node.node_id], values=False)
     if answer is None:
         raise ControlFailure(
             "the DHT that this one is a copy of does not answer: it was shut down, or its process ended"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hivemind.aio import TaskScope
 from hivemind.clock import Deadline, DHTExpiration, get_dht_time
 from hivemind.dht.lookup import Lookup, Request
-from hivemind.dht.messages import FoundValue
+from hivemind.dht.messages import FoundValue, Seen
 from hivemind.dht.records import IS_REGULAR_VALUE, pack_subkey
 from hivemind.dht.routing import DHTID
 from hivemind.dht.search import Answer
@@ -53,6 +53,8 @@ class KeySearch:
         value = found.value
         if isinstance(value, DictionaryDHTValue):
             known = self.found.value if self.found is not None else None
+            if known is value:
+                return
             merged = DictionaryDHTValue()
             if isinstance(known, DictionaryDHTValue):
                 merged = known
@@ -155,12 +157,18 @@ class Getter:
             self._end(by_key[lookup.target])
             self._node.cache_policy.note_found(by_key[lookup.target], lookup.nearest(beam_size))
 
+        seen: Seen = {}
+        # by the identity of a value, which is kept for that: what of it can be decoded
+        decodable: dict[int, tuple[FoundValue | None, FoundValue | None]] = {}
+
         async def ask(request: Request) -> Answer:
-            answer = await self._node.call_find(request.peer_id, request.targets, request.node_id)
+            answer = await self._node.call_find(request.peer_id, request.targets, request.node_id, seen)
             if answer is None:
                 return None
             for key, (value, _) in answer.items():
-                found = self._decodable(key, value)
+                if id(value) not in decodable:
+                    decodable[id(value)] = value, self._decodable(key, value)
+                found = decodable[id(value)][1]
                 by_key[key].expiration_at[request.node_id] = found.expiration_time if found else float("-inf")
                 by_key[key].add(found)
                 if by_key[key].is_sufficient:

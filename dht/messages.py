@@ -34,6 +34,7 @@ from hivemind.timed_storage import ValueWithExpiration
 __all__ = [
     "FoundValue",
     "IncomingRecord",
+    "Seen",
     "drop_invalid",
     "parse_found",
     "parse_id",
@@ -132,14 +133,27 @@ def parse_neighbors(result: dht_pb2.FindResult, excluded: tuple[DHTID, PeerID | 
     return nearest
 
 
+#: What was made of the values that the nodes asked so far have: most of them have the same one.
+Seen = dict[tuple[DHTID, int, float, bytes], FoundValue | None]
+
+
 async def parse_found(
-    key: DHTID, result: dht_pb2.FindResult, validator: RecordValidatorBase | None
+    key: DHTID, result: dht_pb2.FindResult, validator: RecordValidatorBase | None, seen: Seen
 ) -> FoundValue | None:
     """The value that a peer has; None if it has none, or one that is expired, malformed or not acceptable. One bad
-    entry spoils a whole dictionary."""
-    now = get_dht_time()
-    if result.type == dht_pb2.NOT_FOUND or not result.expiration_time >= now:
+    entry spoils a whole dictionary.
+
+    :param seen: of this search; what is in it is not checked again, and the same object is returned
+    """
+    if result.type == dht_pb2.NOT_FOUND or not result.expiration_time >= get_dht_time():
         return None
+    name = (key, result.type, result.expiration_time, result.value)
+    if name not in seen:
+        seen[name] = await _checked(key, result, validator)
+    return seen[name]
+
+
+async def _checked(key: DHTID, result: dht_pb2.FindResult, validator: RecordValidatorBase | None) -> FoundValue | None:
     value: StoredValue
     if result.type == dht_pb2.FOUND_DICTIONARY:
         try:

@@ -17,7 +17,7 @@ from hivemind.dht.counters import DHTStats
 from hivemind.dht.getting import Getter, KeySearch, Result
 from hivemind.dht.lookup import Lookup, Request
 from hivemind.dht.maintenance import Maintenance
-from hivemind.dht.messages import FoundValue
+from hivemind.dht.messages import FoundValue, Seen
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.records import DHTKey, DHTValue, Subkey
 from hivemind.dht.routing import DHTID
@@ -339,7 +339,7 @@ class DHTNode:
             results[lookup.target] = dict(nearest[:count])
 
         async def ask(request: Request) -> Answer:
-            answer = await self.call_find(request.peer_id, request.targets, request.node_id)
+            answer = await self.call_find(request.peer_id, request.targets, request.node_id, values=False)
             return None if answer is None else {key: nearest.items() for key, (_, nearest) in answer.items()}
 
         lookups = [self.new_lookup(query, max(beam, count), node_to_peer_id) for query in dict.fromkeys(queries)]
@@ -372,12 +372,12 @@ class DHTNode:
         await run_lookups(lookups, ask, on_end, num_workers=num_workers, chunk_size=self.chunk_size, deadline=deadline)
 
     async def call_find(
-        self, peer: PeerID, keys: Sequence[DHTID], node_id: DHTID
+        self, peer: PeerID, keys: Sequence[DHTID], node_id: DHTID, seen: Seen | None = None, *, values: bool = True
     ) -> dict[DHTID, tuple[FoundValue | None, dict[DHTID, PeerID]]] | None:
         """`DHTProtocol.call_find` with the blacklist kept."""
         if peer in self.blacklist:
             return None
-        answer = await self.protocol.call_find(peer, keys, node_id)
+        answer = await self.protocol.call_find(peer, keys, node_id, seen, values=values)
         self._note(peer, answered=answer is not None)
         return answer
 

@@ -14,6 +14,7 @@ from hivemind.dht.counters import Counters
 from hivemind.dht.home import Home
 from hivemind.dht.messages import (
     FoundValue,
+    Seen,
     drop_invalid,
     parse_found,
     parse_id,
@@ -273,14 +274,23 @@ class DHTProtocol(ServicerBase):
         return accepted
 
     async def call_find(
-        self, peer: PeerID, keys: Sequence[DHTID], expected_id: DHTID | None = None
+        self,
+        peer: PeerID,
+        keys: Sequence[DHTID],
+        expected_id: DHTID | None = None,
+        seen: Seen | None = None,
+        *,
+        values: bool = True,
     ) -> dict[DHTID, tuple[FoundValue | None, dict[DHTID, PeerID]]] | None:
         """Ask ``peer`` for the values of ``keys`` and for the nodes that it knows nearest to them.
 
         :param expected_id: its node id as far as is known; an answer under another one counts as none
+        :param seen: values that other nodes have given in the same search
+        :param values: otherwise only the neighbours are looked at
         :returns: for each key the value as stored, checked by the validators, or None; and neighbours. None if the
             peer does not answer
         """
+        seen = {} if seen is None else seen
         request = dht_pb2.FindRequest(keys=[key.to_bytes() for key in keys], peer=self.node_info)
         try:
             response: dht_pb2.FindResponse = await self._request(peer, "rpc_find", request)
@@ -292,7 +302,7 @@ class DHTProtocol(ServicerBase):
             oneself = (self.node_id, self.p2p.peer_id if self.home is None else None)
             return {
                 key: (
-                    await parse_found(key, result, self.record_validator),
+                    await parse_found(key, result, self.record_validator, seen) if values else None,
                     parse_neighbors(result, excluded=oneself),
                 )
                 for key, result in zip(keys, response.results, strict=True)
@@ -301,16 +311,16 @@ class DHTProtocol(ServicerBase):
             raise
         except HivemindError as error:
             if len(keys) > 1 and (isinstance(error, MessageTooLarge) or _TOO_LARGE in str(error)):
-                return await self._find_by_halves(peer, keys, expected_id)
+                return await self._find_by_halves(peer, keys, expected_id, seen, values)
             logger.debug("find on %s: %s", peer, error)
             return None
 
     async def _find_by_halves(
-        self, peer: PeerID, keys: Sequence[DHTID], expected_id: DHTID | None
+        self, peer: PeerID, keys: Sequence[DHTID], expected_id: DHTID | None, seen: Seen, values: bool
     ) -> dict[DHTID, tuple[FoundValue | None, dict[DHTID, PeerID]]] | None:
         middle = len(keys) // 2
-        first = await self.call_find(peer, keys[:middle], expected_id)
-        second = await self.call_find(peer, keys[middle:], expected_id)
+        first = await self.call_find(peer, keys[:middle], expected_id, seen, values=values)
+        second = await self.call_find(peer, keys[middle:], expected_id, seen, values=values)
         if first is None and second is None:
             return None
         return {**(first or {}), **(second or {})}

@@ -170,7 +170,7 @@ class Placement:
             self._targets[lookup.target].nodes = [peer for _, peer in sorted(nodes, key=lambda each: each[0])]
 
         async def ask(request: Request) -> Answer:
-            answer = await node.call_find(request.peer_id, request.targets, request.node_id)
+            answer = await node.call_find(request.peer_id, request.targets, request.node_id, values=False)
             return None if answer is None else {key: nearest.items() for key, (_, nearest) in answer.items()}
 
         lookups = [node.new_lookup(key, beam_size) for key in self._targets]

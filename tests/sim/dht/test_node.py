@@ -129,10 +129,10 @@ def test_concurrent_gets_share_one_search() -> None:
             calls = 0
             original = node.protocol.call_find
 
-            async def counted(*args: Any) -> Any:
+            async def counted(*args: Any, **options: Any) -> Any:
                 nonlocal calls
                 calls += 1
-                return await original(*args)
+                return await original(*args, **options)
 
             node.protocol.call_find = counted  # type: ignore[method-assign]
             node.protocol.storage.clear()
@@ -308,5 +308,28 @@ def test_counts_are_told_to_prometheus() -> None:
             assert await swarm.nodes[0].get("nothing") is None
             assert await swarm.nodes[1].get("nothing") is None
             assert value("hivemind_dht_gets_total") == before + 2
+
+    run_virtual(main)
+
+
+def test_what_replicas_agree_on_is_checked_once() -> None:
+    class Counting(RecordValidatorBase):
+        checked = 0
+
+        def validate(self, record: DHTRecord) -> bool:
+            self.checked += 1
+            return True
+
+    async def main() -> None:
+        async with dht_swarm(12) as swarm:
+            expiration = get_dht_time() + 600
+            for number in range(10):
+                assert await swarm.nodes[0].store("key", number, expiration + number, subkey=number)
+            validator = Counting()
+            reader = await swarm.node(client_mode=True, record_validator=CompositeValidator([validator]))
+            found = await reader.get("key", latest=True)
+            assert found is not None
+            assert {subkey: entry.value for subkey, entry in found.value.items()} == {n: n for n in range(10)}
+            assert validator.checked <= 3 * 10, "two versions at the most, and what is pushed to the nearest"
 
     run_virtual(main)

@@ -156,7 +156,7 @@ def test_many_records_are_checked_in_order() -> None:
 
 
 def found(result: dht_pb2.FindResult, validator: RecordValidatorBase | None = None) -> object:
-    return asyncio.run(parse_found(KEY, result, validator))
+    return asyncio.run(parse_found(KEY, result, validator, {}))
 
 
 def test_found_values() -> None:
