@@ -19,7 +19,7 @@ from hivemind.dht import DHT, DHTID, DHTNode, ValueWithExpiration
 from hivemind.errors import HivemindError
 from hivemind.identity import PeerID
 
-__all__ = ["add_options", "run"]
+__all__ = ["Entry", "Member", "View", "add_options", "run"]
 
 #: Places of the id space around which nodes are looked for, beside the own one.
 _SPREAD: Final = 16
