@@ -53,9 +53,11 @@ func (c *conn) serve() error {
 	c.sock.Close()
 	c.running.Wait()
 	<-c.out.done
-	// a client that ends with frames unread resets the connection
-	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) {
-		return nil
+	// a client that ends with frames unread resets the connection, one that is killed ends in the middle of a frame
+	for _, gone := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, syscall.ECONNRESET} {
+		if errors.Is(err, gone) {
+			return nil
+		}
 	}
 	return err
 }

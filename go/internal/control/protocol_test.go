@@ -294,3 +294,17 @@ func TestNothingIsLeft(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
+
+func TestClientThatIsKilledIsNoFault(t *testing.T) {
+	d := startDaemon(t, nil)
+	for _, sent := range [][]byte{{}, {1, 2, 3}, {200, 0, 0, 0, byte(typeRequest), 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, '{'}} {
+		ours, theirs := socketPair(t)
+		if _, err := ours.Write(sent); err != nil {
+			t.Fatal(err)
+		}
+		ours.Close()
+		if err := newConn(d.server, theirs, false).serve(); err != nil {
+			t.Errorf("after %x: %v", sent, err)
+		}
+	}
+}
