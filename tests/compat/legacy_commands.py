@@ -86,6 +86,12 @@ async def p2p_start(name: str, initial_peers: list[str], **options: Any) -> dict
     return {"peer_id": p2p.peer_id.to_base58(), "maddrs": maddrs}
 
 
+async def p2p_ways(name: str, peer_id: str) -> list[str]:
+    """The remote addresses of a peer's connections to another."""
+    infos = await _p2ps[name].list_peers()
+    return [str(addr) for info in infos if info.peer_id.to_base58() == peer_id for addr in info.addrs]
+
+
 async def service_start(name: str) -> None:
     """Serve ``Arithmetic`` on a peer."""
     _services[name] = service.Arithmetic()

@@ -25,6 +25,7 @@ REPLY_SECONDS = service.CALL_TIMEOUT + 30  # a call ends by itself before that, 
 class Caller(Protocol):
     """A peer that serves ``Arithmetic`` and calls that of others."""
 
+    kind: Kind
     peer_id: str
     maddrs: list[str]
 
@@ -43,9 +44,14 @@ class Caller(Protocol):
     async def cancel_hang(self) -> bool:
         """Cancel that call; False if it had ended by itself."""
 
+    async def is_relayed(self, peer_id: str) -> bool:
+        """Whether it is connected to the peer, and only through relays."""
+
 
 class OurCaller:
     """:class:`Caller` on this library."""
+
+    kind: Kind = "ours"
 
     def __init__(self, p2p: P2P, maddrs: list[str]) -> None:
         self.p2p = p2p
@@ -73,9 +79,16 @@ class OurCaller:
         await asyncio.wait([self._hang])
         return running
 
+    async def is_relayed(self, peer_id: str) -> bool:
+        return all_relayed(
+            [str(addr) for info in await self.p2p.list_peers() if info.peer_id == peer_id for addr in info.addrs]
+        )
+
 
 class LegacyCaller:
     """:class:`Caller` on hivemind 1.1.12."""
+
+    kind: Kind = "legacy"
 
     def __init__(self, process: LegacyPeer, started: dict[str, Any]) -> None:
         self.process = process
@@ -97,6 +110,9 @@ class LegacyCaller:
 
     async def cancel_hang(self) -> bool:
         return bool(await self._run("hang_cancel"))
+
+    async def is_relayed(self, peer_id: str) -> bool:
+        return all_relayed(await self._run("p2p_ways", peer_id=peer_id))
 
     async def _run(self, command: str, **arguments: Any) -> Any:
         return await asyncio.to_thread(self.process.call, command, REPLY_SECONDS, name="p", **arguments)
@@ -130,6 +146,11 @@ async def start_pair(
         await callee.serve()
         async with start_caller(caller, legacy, callee.maddrs, **caller_options) as calling:
             yield calling, callee
+
+
+def all_relayed(ways: list[str]) -> bool:
+    """Whether there are connections, and all of these remote addresses are by way of a relay."""
+    return bool(ways) and all("/p2p-circuit" in way for way in ways)
 
 
 def other(kind: Kind) -> Kind:
