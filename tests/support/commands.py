@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tests.support.processes import children_of, is_alive
@@ -24,11 +24,13 @@ class Command:
     """A running command and its lines on standard error.
 
     :param module: of `hivemind.cli`, whose ``main`` is run
+    :param inside: what the command line begins with, as `NatLab.inside` gives it
     """
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    def __init__(self, module: str, *arguments: str, inside: Sequence[str] = ()) -> None:
         code = f"from hivemind.cli.{module} import main; main()"
-        self.process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
+        line = [*inside, sys.executable, "-c", code, *arguments]
+        self.process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -74,9 +76,9 @@ class Command:
 
 
 @contextmanager
-def command(module: str, *arguments: str) -> Iterator[Command]:
+def command(module: str, *arguments: str, inside: Sequence[str] = ()) -> Iterator[Command]:
     """A command that runs in the block; it is killed if it still does at the end."""
-    running = Command(module, *arguments)
+    running = Command(module, *arguments, inside=inside)
     try:
         yield running
     finally:

@@ -25,6 +25,8 @@ __all__ = ["BEHIND_NAT", "NatPeer", "Place", "first_answer", "start_all", "start
 
 T = TypeVar("T")
 
+#: Seconds between a call that has failed and the next one.
+_BREATH = 0.05
 #: Seconds for anything that takes a second or two on an idle machine.
 PATIENCE = 60.0
 _EVERYWHERE = ["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"]
@@ -135,13 +137,13 @@ class NatPeer:
         told = [str(address) for address, state in known.addresses.items() if state == "relayed"]
         return {each.peer_id for each in known.relays if any(str(each.peer_id) in address for address in told)}
 
-    def await_relays(self, number: int = 1, besides: NatPeer | None = None) -> float:
+    def await_relays(self, number: int = 1, besides: Iterable[NatPeer] = ()) -> float:
         """Wait until so many relays take calls for it, not counting ``besides``.
 
         :returns: seconds
         """
         begun = time.monotonic()
-        gone = set() if besides is None else {besides.id}
+        gone = {each.id for each in besides}
         eventually_sync(lambda: len(self.relays() - gone) >= number, f"{self.place.name} is relayed", seconds=PATIENCE)
         return time.monotonic() - begun
 
@@ -175,6 +177,7 @@ def first_answer(caller: NatPeer, callee: NatPeer, each: float = 10.0, seconds: 
             return time.monotonic() - begun, len(errors)
         except HivemindError as error:
             errors.append(error)
+            time.sleep(_BREATH)
     raise AssertionError(f"no answer to {len(errors)} calls in {seconds} s; the last: {errors[-1]}")
 
 

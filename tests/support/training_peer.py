@@ -1,8 +1,8 @@
 """One peer that trains scikit-learn's digits in a process of its own, over a pipe to the test.
 
-It receives its configuration, then "go", and leaves when the pipe is closed. It sends events: ``ready`` (with
-addresses), ``training``, ``epoch`` (each), ``done`` (with accuracy and parameters; it goes on serving the others),
-``leaving``, ``left``.
+It receives its configuration, then "go", perhaps another number of epochs, and leaves when the pipe is closed. It sends
+events: ``ready`` (with addresses), ``training``, ``epoch`` (each), ``done`` (with accuracy and parameters; it goes on
+serving the others), ``leaving``, ``left``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from hivemind.dht import DHT
 from hivemind.optim import Optimizer
+from tests.support import nat_lab
 
 __all__ = ["accuracy", "load_data", "make_model", "run_peer"]
 
@@ -59,7 +60,8 @@ class _Peer:
         client_mode = self._config["client_mode"]
         seeds = self._config["initial_peers"]
         # on a loaded machine the first answer of a peer may take long
-        with DHT(seeds, start=True, client_mode=client_mode, wait_timeout=10, bootstrap_timeout=30) as dht:
+        options = {"wait_timeout": 10, "bootstrap_timeout": 30, **self._config["network"]}
+        with DHT(seeds, start=True, client_mode=client_mode, **options) as dht:
             addresses = [] if client_mode else [str(address) for address in dht.get_visible_maddrs()]
             self.say("ready", addresses=addresses, peer_id=str(dht.peer_id))
             self.train(dht)
@@ -81,7 +83,7 @@ class _Peer:
         with optimizer:
             self.say("training", epoch=optimizer.tracker.global_epoch)
             self._pipe.recv()
-            while optimizer.local_epoch < config["epochs"]:
+            while optimizer.local_epoch < self.last_epoch():
                 report, epoch = optimizer.last_step, optimizer.local_epoch
                 time.sleep(config["step_seconds"])
                 if not auxiliary:
@@ -97,6 +99,12 @@ class _Peer:
                 self._pipe.recv()
             self.say("leaving")
 
+    def last_epoch(self) -> int:
+        """At which to end; the test may have changed its mind."""
+        if self._pipe.poll():
+            self._config["epochs"] = self._pipe.recv()
+        return int(self._config["epochs"])
+
     def tell_epoch(self, optimizer: Optimizer, *, averaged: bool) -> None:
         report = optimizer.last_step if averaged else None
         facts = {"gradients": report.gradient_peers, "state": report.state_peers} if report else {}
@@ -111,6 +119,8 @@ def run_peer(pipe: Connection, log: str) -> None:
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError):
         config = pipe.recv()
+        if config["namespace"] is not None:
+            nat_lab.enter(config["namespace"])
         for name in config["debug"]:
             logging.getLogger(name).setLevel(logging.DEBUG)
         _Peer(pipe, config).run()

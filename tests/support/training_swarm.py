@@ -23,10 +23,12 @@ from hivemind.clock import Deadline
 from tests.support.processes import children_of
 from tests.support.training_peer import run_peer
 
-__all__ = ["TrainingPeer", "TrainingSwarm", "preload"]
+__all__ = ["LEARNED", "TrainingPeer", "TrainingSwarm", "finish_alike", "preload"]
 
 #: Seconds for anything that takes a second or two on an idle machine; loading torch for the first time is among it.
 PATIENCE = 120.0
+#: Accuracy on the images kept for the test; one process reaches 0.9 after 30 steps of 256.
+LEARNED = 0.8
 #: ``torch._dynamo`` is what the first step of any optimizer loads.
 _PRELOADED = ["torch", "torch._dynamo", "sklearn.datasets", "hivemind.dht", "hivemind.optim"]
 
@@ -41,6 +43,19 @@ def preload() -> None:
     finally:
         tempfile.tempdir = folder
     forkserver.ensure_running()
+
+
+def finish_alike(*peers: TrainingPeer, seconds: float = PATIENCE) -> None:
+    """All end the run, have learned, have the same parameters, and leave in order."""
+    done = [peer.wait_for("done", seconds) for peer in peers]
+    for peer, end in zip(peers, done, strict=True):
+        assert end["accuracy"] > LEARNED, peer.report()
+    first, *others = (peer.parameters for peer in peers)
+    for peer, parameters in zip(peers[1:], others, strict=True):
+        apart = max(float(np.abs(a - b).max()) for a, b in zip(first, parameters, strict=True))
+        assert apart <= 1e-6, f"{peers[0].report()}\n{peer.report()}"
+    for peer in peers:
+        peer.finish()
 
 
 class TrainingPeer:
@@ -147,12 +162,14 @@ class TrainingPeer:
 
 
 class TrainingSwarm:
-    """Starts peers that find each other through the first. A context: at its end all are gone.
+    """Starts peers that find each other through the first, or through ``initial_peers``. A context: at its end all are
+    gone.
 
-    :param config: of every peer, see `support.training_peer`
+    :param config: of every peer, see `support.training_peer`; ``network`` are options of its DHT, ``namespace`` is the
+        name of the network namespace that it lives in
     """
 
-    def __init__(self, folder: Path, **config: Any) -> None:
+    def __init__(self, folder: Path, initial_peers: Sequence[str] | None = None, **config: Any) -> None:
         self._folder = folder
         self._config: dict[str, Any] = {
             "batch_size": 32,
@@ -161,11 +178,13 @@ class TrainingSwarm:
             "step_seconds": 0.0,
             "client_mode": False,
             "options": {},
+            "network": {},
+            "namespace": None,
             "debug": [],
             **config,
         }
         self.peers: list[TrainingPeer] = []
-        self._seeds: Sequence[str] | None = None
+        self._seeds = initial_peers
 
     def join(self, **config: Any) -> TrainingPeer:
         """One more peer, which joins the swarm and waits to be told to train."""

@@ -6,15 +6,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from tests.support.training_swarm import TrainingPeer, TrainingSwarm, preload
+from tests.support.training_swarm import LEARNED, TrainingSwarm, finish_alike, preload
 
-#: Accuracy on the images kept for the test; one process reaches 0.9 after 30 steps of 256.
-LEARNED = 0.8
 #: Seconds for a run of some seconds; the bound is what is tested, so it is no more than a loaded machine needs.
 BOUND = 90.0
 
@@ -31,22 +27,6 @@ def swarm(tmp_path: Path) -> Iterator[TrainingSwarm]:
         yield swarm
 
 
-def finish_alike(*peers: TrainingPeer) -> None:
-    """All end the run, have learned, have the same parameters, and leave in order."""
-    done = [peer.wait_for("done", BOUND) for peer in peers]
-    for peer, end in zip(peers, done, strict=True):
-        assert end["accuracy"] > LEARNED, peer.report()
-    first, *others = (peer.parameters for peer in peers)
-    for peer, parameters in zip(peers[1:], others, strict=True):
-        assert difference(first, parameters) <= 1e-6, f"{peers[0].report()}\n{peer.report()}"
-    for peer in peers:
-        peer.finish()
-
-
-def difference(one: list[np.ndarray[Any, Any]], other: list[np.ndarray[Any, Any]]) -> float:
-    return max(float(np.abs(a - b).max()) for a, b in zip(one, other, strict=True))
-
-
 def pause(seconds: float) -> None:
     """Not to wait for something, but to hit another moment of the run."""
     threading.Event().wait(seconds)
@@ -61,7 +41,7 @@ def test_three_peers_and_a_client_learn_together(swarm: TrainingSwarm):
         peer.wait_for("done", BOUND)
         # they average, rather than train side by side
         assert sum(e["gradients"] == e["state"] == 4 for e in peer.epochs) >= 10, peer.report()
-    finish_alike(*trainers, client)
+    finish_alike(*trainers, client, seconds=BOUND)
 
 
 @pytest.mark.timeout(300)
@@ -74,7 +54,7 @@ def test_one_of_four_is_killed_and_a_fifth_joins(swarm: TrainingSwarm, moment: f
     peers[2].kill()
     swarm.train(fifth)
     survivors = [peers[0], peers[1], peers[3], fifth]
-    finish_alike(*survivors)
+    finish_alike(*survivors, seconds=BOUND)
     # the latecomer began where the others were
     assert min(e["epoch"] for e in fifth.epochs) >= 5, fifth.report()
 
@@ -99,7 +79,7 @@ def test_a_frozen_peer_is_left_behind_and_catches_up(swarm: TrainingSwarm):
     frozen_at = max(e["epoch"] for e in peers[2].epochs)
     peers[0].wait_for("epoch", BOUND, epoch=frozen_at + 8)
     peers[2].signal(signal.SIGCONT)
-    finish_alike(*peers)
+    finish_alike(*peers, seconds=BOUND)
 
 
 @pytest.mark.timeout(300)
@@ -128,5 +108,5 @@ def test_an_auxiliary_peer_helps(swarm: TrainingSwarm):
     for peer in trainers:
         peer.wait_for("done", BOUND)
         assert any(e["gradients"] == 3 for e in peer.epochs), peer.report()
-    finish_alike(*trainers)
+    finish_alike(*trainers, seconds=BOUND)
     helper.kill()
