@@ -19,8 +19,6 @@ DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"
 #: Seconds in which a connection that was relayed at first is direct.
 SOON = 30.0
 SAME_ROUTER = ("same router", "same router")
-#: What cannot be relied on yet: calls between these are relayed at least.
-NOT_YET: set[object] = set()
 PAIRS = [SAME_ROUTER, *((caller, callee) for caller in KINDS for callee in KINDS)]
 
 
@@ -79,12 +77,10 @@ def test_two_peers_reach_each_other(table: Table, kinds: tuple[str, str]) -> Non
     begun = time.monotonic()
     first = caller.call(callee)
     way, after = expected(*kinds), ""
-    if way in NOT_YET or kinds in NOT_YET:
-        way = f"{way} or {RELAYED}"
-    elif way != RELAYED:
+    if way == RELAYED:
+        assert not caller.direct_ways_to(callee)
+    else:
         eventually_sync(lambda: caller.direct_ways_to(callee), f"{way} connection", seconds=SOON)
         after = f"{time.monotonic() - begun:.2f} s"
-    else:
-        assert not caller.direct_ways_to(callee)
     callee.call(caller)
     table.lines.append((*kinds, f"{first:.2f} s", way, after))

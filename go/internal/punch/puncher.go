@@ -238,7 +238,7 @@ func (p *Puncher) attempt(way network.Conn, number int) error {
 	}
 	// Releases of the library before 0.41 have the roles the other way round; and where one of the two routers lets everything in, the packet
 	// of the other side meets a listener, which is a server.
-	isClient := number == attemptsOfSeries-1
+	isClient := number == 1
 	return p.dial(remote, targets(own, found.addrs, isClient), isClient)
 }
 
