@@ -21,10 +21,13 @@ from hivemind.errors import (
 from hivemind.p2p.framing import MAX_FRAME, Flag, Header, ResetCode
 from hivemind.p2p.transport import Buffer
 
-__all__ = ["Incoming", "Item", "ItemKind", "Numbers", "Outgoing", "error_of"]
+__all__ = ["FRAME_COST", "Incoming", "Item", "ItemKind", "Numbers", "Outgoing", "error_of"]
 
 #: A buffer is at most so many times longer than what has come of its message: a peer's word allocates nothing.
 _GROWTH = 4
+#: Bytes of credit that a DATA frame, or a first message inside OPEN or ACCEPT, costs besides its payload: what it takes
+#: to keep it, so that empty messages are bounded too.
+FRAME_COST = 64
 #: Whole messages that may wait unread without the sender being slowed down, and bytes of them.
 PREFETCH = 5
 PREFETCH_BYTES = 4 * 1024 * 1024
@@ -104,11 +107,22 @@ class Outgoing:
     def __init__(self, window: int) -> None:
         self.credit = window
 
+    def has(self, count: int) -> bool:
+        """Whether there is credit for a frame of ``count`` bytes."""
+        return self.credit >= count + FRAME_COST
+
     def take(self, wanted: int) -> int:
-        """The bytes of the next frame, of ``wanted`` that are left; 0 if there is no credit."""
-        count = min(wanted, MAX_FRAME, self.credit)
-        self.credit -= count
+        """The bytes of the next frame, of ``wanted`` that are left; there must be credit for one."""
+        count = min(wanted, MAX_FRAME, self.credit - FRAME_COST)
+        self.credit -= count + FRAME_COST
         return count
+
+    def take_whole(self, count: int) -> bool:
+        """Take the credit of a frame of ``count`` bytes, if there is so much."""
+        if not self.has(count):
+            return False
+        self.credit -= count + FRAME_COST
+        return True
 
 
 class Incoming:
@@ -139,7 +153,7 @@ class Incoming:
         self._buffer: bytearray | None = None
         self._total = 0
         self._received = 0
-        # bytes that have come and were not granted anew
+        # credit of what has come that was not granted anew
         self._owed = 0
         self._dropping = False
 
@@ -165,7 +179,7 @@ class Incoming:
 
     def end(self, header: Header) -> bool:
         """The payload of that frame has come; whether a message is whole now."""
-        self._owed += header.length
+        self._owed += header.length + FRAME_COST
         if self._dropping or self._buffer is None:
             return False
         self._received += header.length
@@ -178,7 +192,7 @@ class Incoming:
 
     def put_first(self, payload: Buffer) -> None:
         """The message that came inside OPEN or ACCEPT."""
-        self._owed += len(payload)
+        self._owed += len(payload) + FRAME_COST
         self.put(ItemKind.MESSAGE, payload)
 
     def put(self, kind: ItemKind, payload: Buffer = b"") -> None:
@@ -186,25 +200,20 @@ class Incoming:
         if self._dropping:
             return
         self._items.append(Item(kind, payload))
-        self._waiting_bytes += len(payload)
+        self._waiting_bytes += len(payload) + FRAME_COST
 
     def take(self) -> Item | None:
         """The next thing to receive, if there is one."""
         if not self._items:
             return None
         item = self._items.popleft()
-        self._waiting_bytes -= len(item.payload)
+        self._waiting_bytes -= len(item.payload) + FRAME_COST
         return item
 
     @property
     def truncated(self) -> bool:
         """Whether a message is under way."""
         return self._buffer is not None
-
-    @property
-    def overrun(self) -> bool:
-        """Whether more messages wait than bytes of credit could have brought: empty ones, which cost none."""
-        return len(self._items) > self._window
 
     def drop(self) -> None:
         """Nobody receives any more: what waits and what comes is dropped."""

@@ -31,7 +31,7 @@ __all__ = [
     "unpack_target",
 ]
 
-VERSION: Final = 1
+VERSION: Final = 2
 HEADER_BYTES: Final = 16
 #: Bytes of the longest payload.
 MAX_FRAME: Final = 256 * 1024

@@ -29,7 +29,7 @@ type client struct {
 
 	mu      sync.Mutex
 	granted sync.Cond             // mu: spent or over changed
-	spent   map[uint32]int        // mu: credit in use by stream
+	spent   map[uint32]int        // mu: credit in use by stream, what frames cost included
 	over    map[uint32]bool       // mu: streams that were RESET
 	streams map[uint32]chan event // frames of streams and answers, in order
 	accepts chan event
@@ -98,7 +98,7 @@ func (c *client) read() {
 			continue
 		}
 		if h.kind == typeData && !manual {
-			c.send(header{kind: typeWindow, stream: h.stream, aux: h.length}, nil)
+			c.send(header{kind: typeWindow, stream: h.stream, aux: h.length + frameCost}, nil)
 		}
 		c.channel(h.stream) <- ev
 	}
@@ -182,7 +182,7 @@ func (c *client) open(p peer.ID, name string, mode Mode, timeout time.Duration, 
 	if first != nil {
 		h.flags = flagFirst
 		c.mu.Lock()
-		c.spent[id] += len(first)
+		c.spent[id] += len(first) + frameCost
 		c.mu.Unlock()
 		payload = append(payload, first...)
 	}
@@ -193,7 +193,7 @@ func (c *client) open(p peer.ID, name string, mode Mode, timeout time.Duration, 
 // message sends a message in frames; the credit must suffice.
 func (c *client) message(id uint32, message []byte, flags uint8) {
 	c.mu.Lock()
-	c.spent[id] += len(message)
+	c.spent[id] += len(message) + frameCost*max(1, (len(message)+MaxPayload-1)/MaxPayload)
 	c.mu.Unlock()
 	for first := true; first || len(message) > 0; first = false {
 		n := min(len(message), MaxPayload)
@@ -291,13 +291,13 @@ func (c *client) sendAll(id uint32, message []byte) {
 func (c *client) takeCredit(id uint32, want int) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.spent[id] >= Window && !c.over[id] {
+	for c.spent[id] >= Window-frameCost && !c.over[id] {
 		c.granted.Wait()
 	}
-	n := min(want, Window-c.spent[id])
+	n := min(want, Window-frameCost-c.spent[id])
 	if c.over[id] {
 		return 0
 	}
-	c.spent[id] += n
+	c.spent[id] += n + frameCost
 	return n
 }

@@ -245,7 +245,7 @@ func (c *conn) accept(mode Mode, t *target, first *buffer) (*stream, error) {
 		f.payload = appendTarget(nil, t)
 	} else {
 		appendTarget(first.data[:0], t)
-		s.credit -= len(first.data) - targetSize(t)
+		s.credit -= len(first.data) - targetSize(t) + frameCost
 		f.head.flags, f.payload, f.owned = flagFirst, first.data, first
 	}
 	c.streams[s.id] = s

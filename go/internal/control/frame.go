@@ -8,13 +8,16 @@ import (
 // Sizes of the protocol.
 const (
 	// Version is the protocol's; both sides are built together, so any difference is an error.
-	Version = 1
+	Version = 2
 	// headSize is the size of a frame's header.
 	headSize = 16
 	// MaxPayload bounds the payload of a frame.
 	MaxPayload = 256 << 10
-	// Window is how much DATA payload a side may send on a stream before it waits for WINDOW.
-	Window = 1 << 20
+	// Window is how much credit a side has on a stream before it waits for WINDOW: enough for a message of 1 MiB, with what it costs.
+	Window = 1<<20 + 16<<10
+	// frameCost is what a DATA frame, or a first message inside OPEN or ACCEPT, costs besides its payload: what it takes to keep it, so
+	// that empty messages are bounded too.
+	frameCost = 64
 )
 
 type frameType uint8

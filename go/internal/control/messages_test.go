@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"hivemind/p2pd/internal/config"
+	"hivemind/p2pd/internal/wire"
 )
 
 // openPair opens a stream from a to b in a mode and returns both ends.
@@ -280,23 +281,38 @@ func TestUnreadStreamsHoldTheSender(t *testing.T) {
 // maxInTransit is what the windows of the network hold.
 const maxInTransit = 6 << 20
 
-func TestEmptyMessagesArePaced(t *testing.T) {
-	a, b := startPair(t)
+// TestEmptyMessagesUseCredit: nothing, sent often, must not fill a client's memory.
+func TestEmptyMessagesUseCredit(t *testing.T) {
+	b := startDaemon(t, nil)
 	b.listen("T.stream", ModeMessages)
-	out, in := openPair(t, a, b, ModeMessages)
-	const count = 2*emptyBurst + 50 // the grant for the first message may come as late as in the first burst
+	b.mu.Lock()
+	b.manual = true
+	b.mu.Unlock()
+	s := rawStream(t, stranger(t, b), b, "T.stream")
+	const count, most = 4 * Window / frameCost, Window / frameCost
 	go func() {
-		for range count {
-			a.message(out, nil, 0)
+		var nothing []byte
+		for range 1000 {
+			nothing = wire.AppendFrameHead(nothing, wire.MarkerMessage, 0)
 		}
-		a.fin(out)
+		for range count / 1000 {
+			if _, err := s.Write(nothing); err != nil {
+				return
+			}
+		}
 	}()
-	start := time.Now()
-	for range count {
+	in, _, _ := b.accept()
+	until(t, "the credit is used up", func() bool { return b.server.Load().Starved == 1 })
+	got := 0
+	for len(b.channel(in)) > 0 {
 		b.mustReceive(in, nil)
+		got++
 	}
-	b.mustFin(in)
-	if took := time.Since(start); took < 40*emptyPace {
-		t.Errorf("%d empty messages came in %s", count, took)
+	if got < most-1 || got > most {
+		t.Errorf("%d messages came with the credit of %d", got, most)
+	}
+	b.send(header{kind: typeWindow, stream: in, aux: 100 * frameCost}, nil)
+	for range 100 {
+		b.mustReceive(in, nil)
 	}
 }

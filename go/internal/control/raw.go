@@ -55,10 +55,11 @@ func (s *stream) receiveBytes(ns *netStream) error {
 		}
 		buf := newBuffer(n)
 		got, err := ns.in.Read(buf.data)
-		s.giveBack(n - got)
 		if got == 0 {
+			s.giveBack(n + frameCost)
 			buf.free()
 		} else {
+			s.giveBack(n - got)
 			f := frame{head: header{kind: typeData, stream: s.id, aux: uint32(got)}, payload: buf.data[:got], owned: buf}
 			if !s.conn.out.sendData(f) {
 				return errClientGone

@@ -18,6 +18,14 @@ type item struct {
 	owned   *buffer
 }
 
+// cost is the credit that a frame takes.
+func (it *item) cost() int {
+	if it.fin {
+		return 0
+	}
+	return len(it.payload) + frameCost
+}
+
 // stream is one stream of a control connection. Its runner goroutines move messages between it and a network stream; the
 // connection's reader only fills the inbox and never waits.
 type stream struct {
@@ -30,16 +38,15 @@ type stream struct {
 
 	mu        sync.Mutex
 	inbox     []item // mu: frames from the client in order
-	allowance int    // mu: bytes the client may still send
-	credit    int    // mu: bytes this side may still send
-	empties   int    // mu: empty messages sent since the last grant
+	allowance int    // mu: what the client may still send
+	credit    int    // mu: what this side may still send
 
 	arrived chan struct{} // signals a change of inbox
 	granted chan struct{} // signals a change of credit
 
 	budget   *budget     // of the peer whose messages come, if it is the caller; set before the runners start
 	opening  *time.Timer // OPEN's timeout; nil if none, set before the runners start
-	consumed int         // of the runner that reads the inbox: bytes taken since the last WINDOW
+	consumed int         // of the runner that reads the inbox: what was taken since the last WINDOW
 	finSent  bool        // of the runner that reads the network
 }
 
@@ -63,10 +70,10 @@ func signal(ch chan struct{}) {
 func (s *stream) put(it item) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(it.payload) > s.allowance {
-		return fmt.Errorf("%w: stream %d sent %d bytes over its credit", errProtocol, s.id, len(it.payload)-s.allowance)
+	if over := it.cost() - s.allowance; over > 0 {
+		return fmt.Errorf("%w: stream %d sent %d bytes over its credit", errProtocol, s.id, over)
 	}
-	s.allowance -= len(it.payload)
+	s.allowance -= it.cost()
 	s.inbox = append(s.inbox, it)
 	signal(s.arrived)
 	return nil
@@ -94,7 +101,7 @@ func (s *stream) next(ctx context.Context) (item, error) {
 
 // done frees a frame's buffer and grants the client new credit, in portions.
 func (s *stream) done(it item) {
-	s.consumed += len(it.payload)
+	s.consumed += it.cost()
 	it.owned.free()
 	if s.consumed < Window/4 {
 		return
@@ -115,21 +122,20 @@ func (s *stream) grant(n uint32) error {
 		return fmt.Errorf("%w: stream %d was granted more than %d bytes", errProtocol, s.id, most)
 	}
 	s.credit += int(n)
-	if n > 0 {
-		s.empties = 0
-	}
 	signal(s.granted)
 	return nil
 }
 
-// takeCredit waits for credit and takes up to want bytes of it.
+// takeCredit waits for credit and takes that of one frame, of up to want bytes.
 func (s *stream) takeCredit(want int) (int, error) {
 	for {
 		s.mu.Lock()
-		n := min(want, s.credit)
-		s.credit -= n
+		n, enough := min(want, s.credit-frameCost), s.credit > frameCost
+		if enough {
+			s.credit -= n + frameCost
+		}
 		s.mu.Unlock()
-		if n > 0 {
+		if enough {
 			return n, nil
 		}
 		select {
@@ -149,26 +155,20 @@ func (s *stream) giveBack(n int) {
 
 // awaitCredit waits until there is credit, which is when the network may be read.
 func (s *stream) awaitCredit() error {
-	n, err := s.takeCredit(1)
-	s.giveBack(n)
+	n, err := s.takeCredit(0)
+	if err == nil {
+		s.giveBack(n + frameCost)
+	}
 	return err
 }
 
 // relay sends one message of size bytes from r to the client, in pieces as they come. An error of r comes as readError.
 func (s *stream) relay(r io.Reader, size int, flags uint8) error {
-	if size == 0 {
-		if err := s.paceEmpty(); err != nil {
-			return err
-		}
-	}
 	toCome := size
 	for first := true; first || toCome > 0; first = false {
-		n := min(toCome, MaxPayload)
-		if n > 0 {
-			var err error
-			if n, err = s.takeCredit(n); err != nil {
-				return err
-			}
+		n, err := s.takeCredit(min(toCome, MaxPayload))
+		if err != nil {
+			return err
 		}
 		buf := newBuffer(n)
 		if _, err := io.ReadFull(r, buf.data); err != nil {
@@ -182,29 +182,6 @@ func (s *stream) relay(r io.Reader, size int, flags uint8) error {
 		toCome -= n
 	}
 	return nil
-}
-
-// Empty messages use no credit. After emptyBurst of them without a grant in between, one goes in emptyPace: a peer that floods a
-// client with nothing must not fill its memory.
-const (
-	emptyBurst = 256
-	emptyPace  = time.Millisecond
-)
-
-func (s *stream) paceEmpty() error {
-	s.mu.Lock()
-	s.empties++
-	pace := s.empties > emptyBurst
-	s.mu.Unlock()
-	if !pace {
-		return nil
-	}
-	select {
-	case <-time.After(emptyPace):
-		return nil
-	case <-s.ctx.Done():
-		return context.Cause(s.ctx)
-	}
 }
 
 // readError is an error of the network stream, not of the client's side.

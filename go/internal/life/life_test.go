@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"hivemind/p2pd/internal/control"
 )
 
 // patience bounds every wait of the tests.
@@ -57,7 +59,7 @@ func TestReadyLine(t *testing.T) {
 	p := startProcess(t, map[string]any{"control_path": path})
 	id, _ := p.line["peer_id"].(string)
 	addrs, _ := p.line["addrs"].([]any)
-	if p.line["ready"] != true || p.line["version"] != 1.0 || p.line["pid"] != float64(p.cmd.Process.Pid) ||
+	if p.line["ready"] != true || p.line["version"] != float64(control.Version) || p.line["pid"] != float64(p.cmd.Process.Pid) ||
 		p.line["control"] != path || len(addrs) != 1 || !strings.HasSuffix(fmt.Sprint(addrs[0]), "/p2p/"+id) {
 		t.Errorf("%v", p.line)
 	}
@@ -88,7 +90,7 @@ func TestWhoRemovesTheFolder(t *testing.T) {
 		"kept":  func(p *process) { _ = p.cmd.Process.Signal(syscall.SIGTERM) },
 		"owner": func(p *process) { p.owner.Close() },
 		"asked": func(p *process) {
-			request(t, p.owner, `{"op": "hello", "version": 1}`)
+			request(t, p.owner, hello)
 			request(t, p.owner, `{"op": "shutdown"}`)
 		},
 	} {
@@ -255,7 +257,7 @@ func ended(pid int) bool {
 
 func TestShutdownRequestStops(t *testing.T) {
 	p := startProcess(t, nil)
-	request(t, p.owner, `{"op": "hello", "version": 1}`)
+	request(t, p.owner, hello)
 	request(t, p.owner, `{"op": "shutdown"}`)
 	p.mustExit(t, ExitOK)
 }

@@ -15,7 +15,12 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"hivemind/p2pd/internal/control"
 )
+
+// hello is the first request of a client.
+var hello = fmt.Sprintf(`{"op": "hello", "version": %d}`, control.Version)
 
 // process is a daemon in a process of its own.
 type process struct {
@@ -138,9 +143,9 @@ func request(t *testing.T, sock net.Conn, text string) {
 // hangingCall makes a unary call that the callee's owner never answers.
 func hangingCall(t *testing.T, caller, callee *process) {
 	t.Helper()
-	request(t, callee.owner, `{"op": "hello", "version": 1}`)
+	request(t, callee.owner, hello)
 	request(t, callee.owner, `{"op": "listen", "name": "T.rpc_x", "mode": 1}`)
-	request(t, caller.owner, `{"op": "hello", "version": 1}`)
+	request(t, caller.owner, hello)
 	addrs, err := json.Marshal(callee.line["addrs"])
 	if err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ from hivemind.errors import (
     ProtocolNotSupported,
     StreamTruncated,
 )
-from hivemind.p2p.calls import PREFETCH_BYTES, Incoming, ItemKind, Numbers, Outgoing, error_of
+from hivemind.p2p.calls import FRAME_COST, PREFETCH_BYTES, Incoming, ItemKind, Numbers, Outgoing, error_of
 from hivemind.p2p.framing import MAX_FRAME, Flag, FrameType, Header, ResetCode
 
 WINDOW = 1024 * 1024
@@ -128,13 +128,17 @@ def test_small_messages_are_held_back_too() -> None:
     assert received <= 3 * WINDOW
 
 
-def test_empty_messages_are_counted() -> None:
-    incoming = Incoming(100, LIMIT)
-    for _ in range(100):
+def test_empty_messages_use_credit() -> None:
+    incoming = Incoming(WINDOW, LIMIT)
+    granted, received = 0, 0
+    while (received + 1) * FRAME_COST < WINDOW + granted:
         put(incoming, b"", [1])
-    assert not incoming.overrun
-    put(incoming, b"", [1])
-    assert incoming.overrun
+        received += 1
+        granted += incoming.grant()
+    assert WINDOW <= received * FRAME_COST + FRAME_COST <= 2 * WINDOW
+    while incoming.take() is not None:
+        granted += incoming.grant()
+    assert granted >= received * FRAME_COST - WINDOW // 4
 
 
 def test_dropping_forgets_all_and_grants_all() -> None:
@@ -147,16 +151,27 @@ def test_dropping_forgets_all_and_grants_all() -> None:
     assert not incoming.end(header)
     incoming.put(ItemKind.FIN)
     assert incoming.take() is None
-    assert incoming.grant() == 2 * MAX_FRAME
+    assert incoming.grant() == 2 * (MAX_FRAME + FRAME_COST)
 
 
-@given(st.lists(st.integers(1, 3 * MAX_FRAME), max_size=10))
+@given(st.lists(st.integers(0, 3 * MAX_FRAME), max_size=10))
 def test_sending_never_exceeds_credit(wanted: list[int]) -> None:
     outgoing = Outgoing(WINDOW)
-    sent = sum(outgoing.take(each) for each in wanted)
-    assert sent + outgoing.credit == WINDOW
+    frames = [outgoing.take(each) for each in wanted if outgoing.has(1)]
+    assert sum(frames) + FRAME_COST * len(frames) + outgoing.credit == WINDOW
     assert outgoing.credit >= 0
-    assert outgoing.take(10 * MAX_FRAME) <= MAX_FRAME
+    assert all(count <= MAX_FRAME for count in frames)
+
+
+def test_a_whole_frame_or_none() -> None:
+    outgoing = Outgoing(1000)
+    assert not outgoing.take_whole(1001 - FRAME_COST)
+    assert outgoing.take_whole(900 - FRAME_COST)
+    assert outgoing.credit == 100
+    assert outgoing.has(1)
+    assert not outgoing.has(100)
+    assert outgoing.take(100) == 100 - FRAME_COST
+    assert not outgoing.has(0)
 
 
 def test_numbers_are_odd_free_and_come_round() -> None:
