@@ -224,7 +224,7 @@ class Incoming:
 
     def grant(self) -> int:
         """Bytes of credit to grant the sender now: in portions, and none while much waits unread."""
-        if self._owed < self._window // 4:
+        if self._owed < MAX_FRAME:
             return 0
         few = len(self._items) < PREFETCH and self._waiting_bytes < PREFETCH_BYTES
         if not few and self._waiting_bytes >= self._window // 2:

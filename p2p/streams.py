@@ -15,6 +15,10 @@ from hivemind.p2p.transport import Buffer, Mode
 __all__ = ["ControlStream", "Link"]
 
 
+#: Bytes of the smallest part of a longer message that is sent for want of credit: small frames cost more than the wait.
+_LEAST_PART = MAX_FRAME // 4
+
+
 class Link(Protocol):
     """The connection as a stream sees it."""
 
@@ -112,10 +116,10 @@ class ControlStream:
             raise ConfigError("send", "called while a message of the same stream is being sent", "one at a time")
         self._sending = True
         # what fits a frame goes in one, so that an interrupted wait for credit leaves no part of it behind
-        sent, least = 0, len(view) if len(view) <= MAX_FRAME else 1
+        sent, least = 0, len(view) if len(view) <= MAX_FRAME else _LEAST_PART
         try:
             while True:
-                await self._wait_for_credit(least)
+                await self._wait_for_credit(min(least, len(view) - sent))
                 if self._answered_early():
                     return
                 count = self._outgoing.take(len(view) - sent)

@@ -18,6 +18,8 @@ const (
 	// frameCost is what a DATA frame, or a first message inside OPEN or ACCEPT, costs besides its payload: what it takes to keep it, so
 	// that empty messages are bounded too.
 	frameCost = 64
+	// leastPart: no smaller part of a message is sent for want of credit, as small frames cost more than the wait.
+	leastPart = MaxPayload / 4
 )
 
 type frameType uint8

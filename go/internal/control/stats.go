@@ -77,7 +77,7 @@ func (c *conn) load() (streams, starved int) {
 	defer c.mu.Unlock()
 	for _, s := range c.streams {
 		s.mu.Lock()
-		if s.credit <= frameCost {
+		if s.credit < leastPart {
 			starved++
 		}
 		s.mu.Unlock()

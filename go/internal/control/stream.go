@@ -103,7 +103,7 @@ func (s *stream) next(ctx context.Context) (item, error) {
 func (s *stream) done(it item) {
 	s.consumed += it.cost()
 	it.owned.free()
-	if s.consumed < Window/4 {
+	if s.consumed < MaxPayload {
 		return
 	}
 	s.mu.Lock()
@@ -130,7 +130,7 @@ func (s *stream) grant(n uint32) error {
 func (s *stream) takeCredit(want int) (int, error) {
 	for {
 		s.mu.Lock()
-		n, enough := min(want, s.credit-frameCost), s.credit > frameCost
+		n, enough := min(want, s.credit-frameCost), s.credit >= min(want, leastPart)+frameCost
 		if enough {
 			s.credit -= n + frameCost
 		}
