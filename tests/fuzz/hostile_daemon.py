@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 from hivemind.errors import DaemonDied
+from hivemind.p2p.calls import FRAME_COST
 from hivemind.p2p.control import ControlClient
 from hivemind.p2p.framing import (
     Flag,
@@ -60,7 +61,7 @@ class Written:
             _, used = unpack_target(payload)
             mode_of(header.code)
             if header.flags & Flag.FIRST:
-                self.credit[stream] -= len(payload) - used
+                self.credit[stream] -= len(payload) - used + FRAME_COST
                 assert self.credit[stream] >= 0
         elif header.type == FrameType.FIN:
             assert stream not in self.finished, f"{header}: finished already"
@@ -74,7 +75,7 @@ class Written:
     def data_buffer(self, header: Header) -> memoryview | None:
         stream = header.stream
         assert stream not in self.reset | self.finished, f"{header} after the end"
-        self.credit[stream] -= header.length
+        self.credit[stream] -= header.length + FRAME_COST
         assert self.credit[stream] >= 0, f"{header}: over the credit"
         assert self.under_way.get(stream, header.aux) == header.aux, f"{header}: {self.under_way[stream]} were to come"
         if header.aux > header.length:

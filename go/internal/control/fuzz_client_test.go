@@ -111,7 +111,10 @@ func (h *hostileClient) look(head header, payload []byte) error {
 		if err != nil {
 			return err
 		}
-		h.sendable[head.stream] += Window - len(rest)
+		h.sendable[head.stream] += Window
+		if head.flags&flagFirst != 0 {
+			h.sendable[head.stream] -= len(rest) + frameCost
+		}
 		delete(h.toCome, head.stream)
 	case typeReset:
 		delete(h.toCome, head.stream)
@@ -130,7 +133,7 @@ func (h *hostileClient) look(head header, payload []byte) error {
 }
 
 func (h *hostileClient) lookAtData(head header) error {
-	if h.sendable[head.stream] -= int(head.length); h.sendable[head.stream] < 0 {
+	if h.sendable[head.stream] -= int(head.length) + frameCost; h.sendable[head.stream] < 0 {
 		return fmt.Errorf("stream %d: %d bytes over the credit", head.stream, -h.sendable[head.stream])
 	}
 	if h.quit[head.stream] {
@@ -147,8 +150,11 @@ func (h *hostileClient) lookAtData(head header) error {
 	return nil
 }
 
+// helloText is the first request of a client.
+var helloText = fmt.Sprintf(`{"op":"hello","version":%d}`, Version)
+
 var hostileRequests = []string{
-	`{"op":"hello","version":1}`, `{"op":"hello","version":2}`, `{"op":"listen","name":"F.mine","mode":1}`,
+	helloText, `{"op":"hello","version":99}`, `{"op":"listen","name":"F.mine","mode":1}`,
 	`{"op":"listen","name":"F.mine","mode":2,"balanced":true}`, `{"op":"listen","name":"F.raw","mode":3}`,
 	`{"op":"listen","name":"","mode":9,"max_in_flight":-1}`, `{"op":"unlisten","name":"F.mine"}`, `{"op":"peers"}`, `{"op":"addrs"}`,
 	`{"op":"stats"}`, `{"op":"reachability"}`, `{"op":"shutdown"}`, `{"op":"find_peer","peer":"x"}`, `{"op":"connect","timeout":-1}`,

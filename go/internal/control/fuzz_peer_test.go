@@ -85,7 +85,7 @@ func (p *probe) collect(t *testing.T, stream uint32, once bool) (got incoming) {
 				got.messages, message = append(got.messages, message), nil
 				got.failed = ev.flags&flagError != 0
 			}
-			p.send(t, header{kind: typeWindow, stream: stream, aux: ev.length}, nil)
+			p.send(t, header{kind: typeWindow, stream: stream, aux: ev.length + frameCost}, nil)
 		case typeFin:
 			got.fin = true
 		case typeReset:

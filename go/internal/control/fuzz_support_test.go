@@ -81,7 +81,7 @@ func newProbe(t testing.TB, d *daemon) *probe {
 	t.Cleanup(func() { ours.Close() })
 	go d.server.ServeConn(theirs, false)
 	p := &probe{sock: ours, next: 1}
-	p.ask(t, `{"op":"hello","version":1}`)
+	p.ask(t, helloText)
 	return p
 }
 

@@ -19,7 +19,7 @@ func TestKnownPeersAreTold(t *testing.T) {
 			ev := c.next(0)
 			var told struct {
 				Event string
-				Peers []peerAnswer
+				Peers json.RawMessage
 			}
 			if err := json.Unmarshal(ev.payload, &told); err != nil {
 				t.Fatalf("%q: %v", ev.payload, err)
@@ -27,7 +27,11 @@ func TestKnownPeersAreTold(t *testing.T) {
 			if told.Event != "peers" {
 				continue
 			}
-			for _, one := range told.Peers {
+			var peers []peerAnswer // other events have other fields of that name
+			if err := json.Unmarshal(told.Peers, &peers); err != nil {
+				t.Fatalf("%q: %v", ev.payload, err)
+			}
+			for _, one := range peers {
 				ids, addrs = append(ids, one.ID), append(addrs, one.Addrs...)
 			}
 			return ids, addrs
