@@ -11,11 +11,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from pydantic.v1 import BaseModel, StrictFloat
 
 import hivemind
 from hivemind.averaging.averager import DecentralizedAverager
 from hivemind.compression import Float16Compression, NoCompression, deserialize_torch_tensor, serialize_torch_tensor
 from hivemind.dht import DHT
+from hivemind.dht.crypto import RSASignatureValidator
+from hivemind.dht.schema import SchemaValidator
 from hivemind.p2p import P2P
 from hivemind.proto import runtime_pb2
 from hivemind.utils import get_dht_time
@@ -24,6 +27,14 @@ from tests.compat.packing import pack_tensor, unpack_tensor
 
 LOCAL: dict[str, Any] = {"host_maddrs": ["/ip4/127.0.0.1/tcp/0"], "nat_port_map": False, "auto_nat": False}
 COMPRESSIONS = {"NONE": NoCompression, "FLOAT16": Float16Compression}
+
+
+class Schema(BaseModel):
+    """Values under the key ``run_losses``."""
+
+    losses: dict[bytes, StrictFloat]
+
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _dhts: dict[str, DHT] = {}
@@ -54,6 +65,13 @@ def dht_start(name: str, initial_peers: list[str], **options: Any) -> dict[str, 
     """Start a DHT node; returns its peer id and addresses."""
     dht = _dhts[name] = DHT(initial_peers=initial_peers, start=True, **LOCAL, **options)
     return {"peer_id": dht.peer_id.to_base58(), "maddrs": [str(maddr) for maddr in dht.get_visible_maddrs()]}
+
+
+def dht_validate(name: str) -> str:
+    """Have records signed by their owners, and fit a schema, from now on; returns the marker of this owner."""
+    signer = RSASignatureValidator()
+    _dhts[name].add_validators([signer, SchemaValidator(Schema, prefix="run")])
+    return signer.local_public_key.decode()
 
 
 def dht_store(name: str, key: Any, value: Any, lifetime: float, subkey: Any = None) -> bool:
