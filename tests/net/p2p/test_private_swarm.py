@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from hivemind.errors import P2PDaemonError
+from hivemind.errors import HivemindError, P2PDaemonError
 from hivemind.p2p import P2P, SwarmKey
 from tests.support.conformance import echo, soon
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -56,6 +59,33 @@ async def test_relays_serve_a_private_swarm() -> None:
             await behind.transport.listen_unary("echo", echo)
             assert await caller.transport.call(behind.peer_id, "echo", bytes(100_000), soon()) == bytes(100_000)
             assert (await caller.reachability()).relayed_peers == 1
+
+
+@pytest.mark.asyncio
+async def test_a_private_relay_is_the_same_after_a_restart(caplog: pytest.LogCaptureFixture) -> None:
+    """Its key, and whom it was told to serve while it ran."""
+    key = SwarmKey.generate()
+    async with await P2P.create(relay_service=True, relay_allowlist=[], swarm_key=key, restart=True) as relay:
+        addresses = await relay.get_visible_maddrs()
+        # at first nobody is served
+        hidden = {"announce_maddrs": [NOWHERE], "use_auto_relay": True, "auto_nat": False}
+        async with await P2P.create(addresses, swarm_key=key, **hidden) as member:
+            await relay.set_relay_allowlist([member.peer_id])
+            child = relay._child
+            assert child is not None
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+
+            async def is_served() -> bool:
+                try:
+                    return (await relay.stats())["relay_reservations"] == 1
+                except HivemindError:
+                    return False
+
+            await eventually(is_served, "the member is served by the relay's new daemon")
+            assert await relay.get_visible_maddrs(latest=True) == addresses
+    assert "died" in caplog.text
+    assert key.reveal().split()[-1] not in caplog.text
 
 
 @pytest.mark.asyncio
