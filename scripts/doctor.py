@@ -17,6 +17,7 @@ from hivemind.cli.findings import (
     Verdict,
     as_json,
     judge_addresses,
+    judge_call_through,
     judge_descriptors,
     judge_nat,
     judge_peer,
@@ -30,8 +31,8 @@ from hivemind.clock import Deadline, monotonic
 from hivemind.config import check_seconds
 from hivemind.dht import DHTNode, examine_peer, parse_initial_peers
 from hivemind.errors import DaemonStartError, HivemindError, P2PDaemonError
-from hivemind.networking import peer_of
-from hivemind.p2p import P2P, Reachability, daemon_versions, find_binary
+from hivemind.networking import is_relayed, peer_of
+from hivemind.p2p import P2P, PeerID, Reachability, daemon_versions, find_binary
 from hivemind.runtime import in_pool
 
 __all__ = ["add_options", "run"]
@@ -140,9 +141,12 @@ async def _peers(p2p: P2P, options: argparse.Namespace, say: Say) -> None:
             for finding in await _peer(node, address, options.timeout):
                 say(finding)
         found = await _reachability(p2p, min(options.timeout, _VERDICT_SECONDS))
-        relays = judge_relays(found, map(peer_of, options.peers))
-        for finding in (judge_reachability(found), judge_nat(found), *(() if relays is None else (relays,))):
-            say(finding)
+        say(judge_reachability(found))
+        say(judge_nat(found))
+        if (relays := judge_relays(found, map(peer_of, options.peers))) is not None:
+            say(relays)
+        for relay in found.relays:
+            say(await _through(relay.peer_id, p2p, options))
     finally:
         await node.shutdown()
 
@@ -159,6 +163,21 @@ async def _reachability(p2p: P2P, seconds: float) -> Reachability:
         if decided and reached:
             return found
         await asyncio.sleep(0.05)
+
+
+async def _through(relay: PeerID, p2p: P2P, options: argparse.Namespace) -> Finding:
+    """Connect to this peer as a stranger does who knows only the way through that relay."""
+    ways = [
+        each for each in await p2p.get_visible_maddrs(latest=True) if is_relayed(each) and f"/{relay}/" in str(each)
+    ]
+    stranger: dict[str, Any] = {"no_listen": True, "dht_mode": "client", "swarm_key_path": options.swarm_key_path}
+    try:
+        async with await P2P.create(**stranger, **_QUIET) as caller:
+            began = monotonic()
+            await caller.connect(p2p.peer_id, ways, timeout=options.timeout)
+            return judge_call_through(str(relay), monotonic() - began)
+    except HivemindError as error:
+        return judge_call_through(str(relay), str(error))
 
 
 def _versions() -> Finding:

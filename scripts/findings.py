@@ -21,6 +21,7 @@ __all__ = [
     "Verdict",
     "as_json",
     "judge_addresses",
+    "judge_call_through",
     "judge_descriptors",
     "judge_nat",
     "judge_peer",
@@ -168,6 +169,17 @@ def judge_relays(found: Reachability, given: Iterable[PeerID]) -> Finding | None
         )
         return Finding(Verdict.PROBLEM, subject, text, remedy)
     return None
+
+
+def judge_call_through(relay: str, outcome: float | str) -> Finding:
+    """By whether somebody who knows only the way through a relay has reached this machine.
+
+    :param outcome: the seconds that it took, or why it failed
+    """
+    if isinstance(outcome, float):
+        return Finding(Verdict.OK, "relays", f"through {relay} this machine was reached in {1000 * outcome:.0f} ms")
+    remedy = "join through another relay, or ask whoever runs this one: its limits or its allowlist may be in the way"
+    return Finding(Verdict.PROBLEM, "relays", f"through {relay} this machine was not reached: {outcome}", remedy)
 
 
 def _limits(relay: RelayInUse) -> str:

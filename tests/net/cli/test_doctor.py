@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hivemind.dht import DHT
-from hivemind.p2p import SwarmKey
+from hivemind.p2p import RelayLimits, SwarmKey
 from tests.support.waiting import PATIENCE
 
 LOCAL = {"auto_nat": False, "nat_port_map": False}
@@ -56,12 +56,21 @@ def test_a_relay_and_the_report_for_programs() -> None:
     content = json.loads(report)
     assert set(content) == {"problems", "warnings", "findings"}
     assert content["problems"] == 0
-    (relays,) = [each for each in content["findings"] if each["subject"] == "relays"]
-    assert relays["verdict"] == "ok"
+    relays, reached = [each for each in content["findings"] if each["subject"] == "relays"]
+    assert relays["verdict"] == reached["verdict"] == "ok"
+    assert re.fullmatch(rf"through {dht.peer_id} this machine was reached in \d+ ms", reached["text"])
     assert f"{dht.peer_id} (16 GiB, 30 min a connection): use_auto_relay=True" in relays["text"]
     counted = [each["verdict"] for each in content["findings"]].count("warning")
     assert content["warnings"] == counted > 0
     assert all(bool(each["remedy"]) == (each["verdict"] != "ok") for each in content["findings"])
+
+
+def test_a_relay_that_does_not_let_others_call() -> None:
+    """It takes this machine's peer, but its connections end at once."""
+    with DHT(start=True, relay_service=True, relay_limits=RelayLimits(circuit_bytes=1), **LOCAL) as dht:
+        code, report = doctor(*HOST, "--timeout", "3", "--peer", *map(str, dht.get_visible_maddrs()))
+    assert code == 1
+    assert f"PROBLEM  relays: through {dht.peer_id} this machine was not reached" in report
 
 
 def test_a_private_swarm(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hivemind.cli.findings import (
     Verdict,
     as_json,
     judge_addresses,
+    judge_call_through,
     judge_descriptors,
     judge_nat,
     judge_peer,
@@ -104,6 +105,14 @@ def test_relays(verdict: str, relays: bool, expected: Verdict, words: str) -> No
     assert found is not None
     assert found.verdict is expected
     assert words in str(found)
+
+
+def test_calls_through_a_relay() -> None:
+    reached, failed = judge_call_through(PEER, 0.0123), judge_call_through(PEER, "refused")
+    assert verdicts([reached, failed]) == [Verdict.OK, Verdict.PROBLEM]
+    assert f"through {PEER} this machine was reached in 12 ms" in str(reached)
+    assert "refused" in failed.text
+    assert "allowlist" in failed.remedy
 
 
 @pytest.mark.parametrize("verdict", ["public", "unknown"])
