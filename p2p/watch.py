@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar, cast
+from time import monotonic
+from typing import Any, Final, cast
 
-from hivemind.clock import monotonic
 from hivemind.identity import PeerID
 from hivemind.log import RateLimit, get_logger
 from hivemind.p2p.metrics import LATENCY_BOUNDS
@@ -17,8 +17,6 @@ from hivemind.p2p.transport import Buffer, Mode, Stream, StreamHandler, UnaryHan
 __all__ = ["BLOCK_SECONDS", "SLOW_SECONDS", "HandlerStats", "HandlerWatch"]
 
 logger = get_logger(__name__)
-
-T = TypeVar("T")
 
 #: Seconds after which a unary handler is called slow: callers of hivemind give up after some more.
 SLOW_SECONDS: Final = 5.0
@@ -43,38 +41,6 @@ class HandlerStats:
     #: finished runs by duration, see `hivemind.p2p.metrics.LATENCY_BOUNDS`; the longer ones last
     buckets: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
 
-    @contextmanager
-    def run(self) -> Iterator[None]:
-        """Count one run, which the block is."""
-        self.calls += 1
-        self.running += 1
-        begun = monotonic()
-        try:
-            yield
-        except Exception:
-            self.errors += 1
-            raise
-        finally:
-            self.running -= 1
-            self._finish(monotonic() - begun)
-
-    def _finish(self, took: float) -> None:
-        self.seconds += took
-        place = next((i for i, bound in enumerate(LATENCY_BOUNDS) if took <= bound), len(LATENCY_BOUNDS))
-        self.buckets[place] += 1
-
-
-class _Run:
-    """One run of a unary handler."""
-
-    __slots__ = ("name", "remote", "started", "warned")
-
-    def __init__(self, name: str, remote: PeerID) -> None:
-        self.name = name
-        self.remote = remote
-        self.started = monotonic()
-        self.warned = False
-
 
 class HandlerWatch:
     """Times the handlers of one client. Owned by its loop.
@@ -88,7 +54,7 @@ class HandlerWatch:
         self._slow_seconds = slow_seconds
         #: by handler name
         self.stats: dict[str, HandlerStats] = {}
-        # in the order of their start
+        # unary runs in the order of their start
         self._running: dict[_Run, None] = {}
         self._looking: asyncio.TimerHandle | None = None
         self._slow_limit = RateLimit()
@@ -100,38 +66,34 @@ class HandlerWatch:
         return self._unary(name, handler, stats) if mode is Mode.UNARY else self._stream(name, handler, stats)
 
     def _unary(self, name: str, handler: UnaryHandler, stats: HandlerStats) -> UnaryHandler:
-        async def watched(request: Buffer, remote: PeerID) -> Buffer:
-            run = _Run(name, remote)
-            self._running[run] = None
-            self._look_later()
-            try:
-                with stats.run():
-                    return await _Timed(handler(request, remote), self._blocked(name, remote, stats))
-            finally:
-                del self._running[run]
+        running = self._running
+
+        def watched(request: Buffer, remote: PeerID) -> Awaitable[Buffer]:
+            run = _Run(handler(request, remote), stats, name, remote, self._blocked, running)
+            running[run] = None
+            if self._looking is None:
+                self._look_later()
+            return run
 
         return watched
 
     def _stream(self, name: str, handler: StreamHandler, stats: HandlerStats) -> StreamHandler:
-        async def watched(stream: Stream) -> None:
-            with stats.run():
-                await _Timed(handler(stream), self._blocked(name, stream.remote_id, stats))
+        def watched(stream: Stream) -> Awaitable[None]:
+            return _Run(handler(stream), stats, name, stream.remote_id, self._blocked, None)
 
         return watched
-
-    # -- slow ----------------------------------------------------------------------------------------------------------
 
     def _look_later(self) -> None:
         loop = asyncio.get_running_loop()
         # simulated time passes while nothing runs, and a timer would keep it going
-        if self._looking is None and not getattr(loop, "virtual_time", False):
+        if not getattr(loop, "virtual_time", False):
             self._looking = loop.call_later(_LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
         self._looking = None
         now = monotonic()
         for run in self._running:
-            took = now - run.started
+            took = now - run.begun
             if took < self._slow_seconds:
                 break  # the others have begun later
             if not run.warned and self._slow_limit.allow():
@@ -146,63 +108,92 @@ class HandlerWatch:
         if self._running:
             self._look_later()
 
+    def _blocked(self, run: _Run, took: float) -> None:
+        if self._block_limit.allow():
+            logger.warning(
+                "handler %s, called by %s, held the event loop for %.1f s: all other calls of this process waited. "
+                "Move such work to a thread, as by asyncio.to_thread",
+                run.name,
+                run.remote,
+                took,
+            )
+
     def close(self) -> None:
         """Look no more until the next run. Idempotent."""
         looking, self._looking = self._looking, None
         if looking is not None:
             looking.cancel()
 
-    # -- blocking ------------------------------------------------------------------------------------------------------
 
-    def _blocked(self, name: str, remote: PeerID, stats: HandlerStats) -> Callable[[float], None]:
-        def report(took: float) -> None:
-            stats.blocked += 1
-            if self._block_limit.allow():
-                logger.warning(
-                    "handler %s, called by %s, held the event loop for %.1f s: all other calls of this process waited. "
-                    "Move such work to a thread, as by asyncio.to_thread",
-                    name,
-                    remote,
-                    took,
-                )
+class _Run:
+    """One run of a handler, to be awaited once: counts it, and times each of its steps from one wait to the next.
 
-        return report
+    It is on the way of every call, so it is one object without further ones.
+    """
 
+    __slots__ = ("_blocked", "_running", "_stats", "_steps", "begun", "name", "remote", "warned")
 
-class _Timed(Generic[T]):
-    """Awaits a handler's run; each of its steps, from one wait to the next, is timed."""
-
-    __slots__ = ("_blocked", "_steps")
-
-    def __init__(self, awaitable: Awaitable[T], blocked: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        awaitable: Awaitable[Any],
+        stats: HandlerStats,
+        name: str,
+        remote: PeerID,
+        blocked: Callable[[_Run, float], None],
+        running: dict[_Run, None] | None,
+    ) -> None:
         self._steps: Any = awaitable.__await__()
+        self._stats = stats
         self._blocked = blocked
+        self._running = running
+        self.name = name
+        self.remote = remote
+        self.begun = monotonic()
+        self.warned = False
+        stats.calls += 1
+        stats.running += 1
 
-    def __await__(self) -> Generator[Any, None, T]:
+    def __await__(self) -> Generator[Any, None, Any]:
         # an iterator with `throw` is all that the interpreter asks for
-        return cast("Generator[Any, None, T]", self)
+        return cast("Generator[Any, None, Any]", self)
 
-    def __iter__(self) -> _Timed[T]:
+    def __iter__(self) -> _Run:
         return self
 
     def __next__(self) -> Any:
-        started = monotonic()
-        try:
-            return next(self._steps)
-        finally:
-            self._check(started)
+        return self._step(self._steps.__next__)
 
-    def throw(self, error: BaseException) -> Any:
-        started = monotonic()
-        try:
-            return self._steps.throw(error)
-        finally:
-            self._check(started)
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._steps.throw, *error)
 
     def close(self) -> None:
         self._steps.close()
+        self._end()
 
-    def _check(self, started: float) -> None:
-        took = monotonic() - started
-        if took > BLOCK_SECONDS:
-            self._blocked(took)
+    def _step(self, resume: Callable[..., Any], *error: Any) -> Any:
+        started = monotonic()
+        try:
+            return resume(*error)
+        except StopIteration:
+            self._end()
+            raise
+        except Exception:
+            self._stats.errors += 1
+            self._end()
+            raise
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            took = monotonic() - started
+            if took > BLOCK_SECONDS:
+                self._stats.blocked += 1
+                self._blocked(self, took)
+
+    def _end(self) -> None:
+        stats, took = self._stats, monotonic() - self.begun
+        stats.running -= 1
+        stats.seconds += took
+        stats.buckets[bisect_left(LATENCY_BOUNDS, took)] += 1
+        if self._running is not None:
+            self._running.pop(self, None)
