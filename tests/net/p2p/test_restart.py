@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -189,6 +190,28 @@ async def test_whatever_ends_it(number: signal.Signals) -> None:
             assert child.control_path.exists()
         assert await p2p.get_visible_maddrs()
     assert not child.control_path.parent.exists()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"no_listen": True},
+        {"host_maddrs": ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"]},
+        {"announce_maddrs": ["/ip4/203.0.113.5/tcp/4001"]},
+        {"dht_mode": "client", "use_relay": False, "auto_nat": False},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+async def test_options_hold(options: dict[str, Any]) -> None:
+    async with await P2P.create() as bob:
+        await bob.transport.listen_unary("echo", echo)
+        addresses = await bob.get_visible_maddrs()
+        async with await P2P.create(initial_peers=addresses, **options, **KEEP) as alice:
+            before = await alice.transport.addresses()
+            await kill_noticed(alice)
+            assert await alice.transport.call(bob.peer_id, "echo", b"1", soon()) == b"1"
+            assert sorted(map(str, await alice.transport.addresses())) == sorted(map(str, before))
 
 
 @pytest.mark.asyncio
