@@ -42,7 +42,7 @@ WAYS = {
     "sys.exit in flight": 4,
 }
 #: Seconds after the end of the process in which all must be gone, and those of `shutdown`.
-GONE = 1.0
+GONE = 2.0
 SHUTDOWN = 1.0
 #: Seconds in which a process must be ready, and end; loading torch is among it.
 PATIENCE = 120.0
