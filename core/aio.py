@@ -84,6 +84,11 @@ class TaskScope:
         return task
 
     @property
+    def closed(self) -> bool:
+        """Whether no more tasks can be started."""
+        return self._closed
+
+    @property
     def tasks(self) -> Iterable[asyncio.Task[Any]]:
         """Those that run."""
         return tuple(self._tasks)

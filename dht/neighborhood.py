@@ -76,6 +76,8 @@ class Neighborhood:
 
     def seen(self, node_id: DHTID, peer_id: PeerID) -> None:
         """A node has called, or has answered."""
+        if self._scope.closed:
+            return  # this one is leaving
         known = self.routing_table.uid_to_peer_id.get(node_id) == peer_id
         oldest = self.routing_table.add_or_update_node(node_id, peer_id)
         if self.routing_table.uid_to_peer_id.get(node_id) == peer_id:
@@ -89,6 +91,8 @@ class Neighborhood:
 
     def lost(self, peer_id: PeerID) -> None:
         """A peer has not answered."""
+        if self._scope.closed:
+            return  # it may be this one that has ended the call
         node_id = self.routing_table.peer_id_to_uid.get(peer_id)
         if node_id is not None:
             del self.routing_table[node_id]

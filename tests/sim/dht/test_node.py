@@ -333,3 +333,19 @@ def test_what_replicas_agree_on_is_checked_once() -> None:
             assert validator.checked <= 3 * 10, "two versions at the most, and what is pushed to the nearest"
 
     run_virtual(main)
+
+
+def test_what_is_heard_after_the_end_does_nothing() -> None:
+    """Calls that were under way fail when the node leaves: nobody inherits from the peers that they were for."""
+
+    async def main() -> None:
+        async with dht_swarm() as swarm:
+            node, other = await swarm.node(), await swarm.node()
+            assert await node.store("key", "value", get_dht_time() + 60)
+            assert node.protocol.storage.data
+            await node.shutdown()
+            node.protocol.neighborhood.lost(other.peer_id)
+            node.protocol.neighborhood.seen(DHTID.generate(), other.peer_id)
+            assert not node.protocol.neighborhood.lost_peers
+
+    run_virtual(main)
