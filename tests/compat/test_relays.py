@@ -49,8 +49,8 @@ async def start_hidden(kind: Kind, legacy: LegacyPeers, relays: Sequence[str]) -
 
 
 async def meet(one: Peer, another: Peer, relays: list[str]) -> None:
-    """The first call. Ours are found by their id. A peer of 1.1.12 tells nobody which relay takes calls for it, so that
-    all are tried; itself it cannot be told of an address by way of a relay."""
+    """The first call. Ours are found by their id. A peer of 1.1.12 tells nobody which relay takes calls for it where
+    relays are on loopback, so that all are tried; itself it cannot be told of an address by way of a relay."""
     ways = [Multiaddr(f"{relay}/p2p-circuit") for relay in relays]
 
     async def answers() -> bool:

@@ -19,7 +19,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if item.path.is_relative_to(HERE)]
     reason = why_not() if ours else None
     for item in ours:
-        item.add_marker(pytest.mark.timeout(SECONDS))
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SECONDS))
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
