@@ -56,4 +56,4 @@ if __name__ == "__main__":
     if options.serve:
         serve()
     else:
-        main(repeat=60 if options.quick else 200)
+        main(repeat=20 if options.quick else 200)

@@ -131,7 +131,9 @@ def measure(pythons: dict[str, Path], p2pbench: Path, workloads: Iterable[str], 
 def main() -> None:
     """Measure, print, write JSON. Ends with 1 if a workload failed under this library."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="few repetitions: all workloads in about three minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="few repetitions: all in about three minutes on an idle machine"
+    )
     parser.add_argument("--rounds", type=int, help="how often each side runs (default: 3, with --quick 1)")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=WORKLOADS, help="which workloads")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench.json", help="where the figures go")
