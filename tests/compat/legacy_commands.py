@@ -24,6 +24,7 @@ from hivemind.proto import runtime_pb2
 from hivemind.utils import get_dht_time
 from tests.compat import service, workload
 from tests.compat.packing import pack_tensor, unpack_tensor
+from tests.support import nat_lab
 
 LOCAL: dict[str, Any] = {"host_maddrs": ["/ip4/127.0.0.1/tcp/0"], "nat_port_map": False, "auto_nat": False}
 COMPRESSIONS = {"NONE": NoCompression, "FLOAT16": Float16Compression}
@@ -102,6 +103,11 @@ async def p2p_start(name: str, initial_peers: list[str], **options: Any) -> dict
     p2p = _p2ps[name] = await P2P.create(initial_peers=initial_peers, **{**LOCAL, **options})
     maddrs = [] if options.get("no_listen") else [str(maddr) for maddr in await p2p.get_visible_maddrs()]
     return {"peer_id": p2p.peer_id.to_base58(), "maddrs": maddrs}
+
+
+async def enter_namespace(namespace: str) -> None:
+    """Move to a network namespace; daemons that are started from now on are inside."""
+    nat_lab.enter(namespace)  # the loop's thread: it starts them
 
 
 async def p2p_ways(name: str, peer_id: str) -> list[str]:
