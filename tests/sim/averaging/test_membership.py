@@ -167,6 +167,7 @@ def test_tokens_guard_averaging() -> None:
             third = await made.join(tokens(2), 2.0, client_mode=True)
             await third.node.membership.meet(first.p2p.peer_id)
             assert await download(third.p2p, first) > 0
+            await third.node.shutdown()  # else its DHT would show it again
             await asyncio.sleep(400)
             with pytest.raises(P2PHandlerError, match="has shown no valid authorization"):
                 await download(third.p2p, first)
