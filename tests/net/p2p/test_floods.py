@@ -103,12 +103,15 @@ async def test_a_flood_harms_its_sender_only(role: str, caplog: pytest.LogCaptur
                 await waiting
                 grown = resident_bytes(child.pid) + resident_bytes() - memory
                 assert all(known.peer_id != flooder_id for known in await victim.list_peers())
+            # what the machine does besides is in both quiet phases
+            after = await measure(polite)
+            quiet = max(before[0], after[0]), max(before[1], after[1])
             print(
-                f"{role}: p50 {before[0] * 1e3:.2f} -> {during[0] * 1e3:.2f} ms, "
-                f"p99 {before[1] * 1e3:.2f} -> {during[1] * 1e3:.2f} ms, {grown / MIB:.0f} MiB"
+                f"{role}: p50 {quiet[0] * 1e3:.2f} -> {during[0] * 1e3:.2f} ms, "
+                f"p99 {quiet[1] * 1e3:.2f} -> {during[1] * 1e3:.2f} ms, {grown / MIB:.0f} MiB"
             )
-            assert during[0] < FACTOR * before[0] + EXTRA
-            assert during[1] < FACTOR * before[1] + EXTRA
+            assert during[0] < FACTOR * quiet[0] + EXTRA
+            assert during[1] < FACTOR * quiet[1] + EXTRA
             assert grown < MEMORY
             # the polite one was never in question
             assert polite_id not in await victim.bans()
