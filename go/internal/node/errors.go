@@ -61,17 +61,21 @@ func classifyConnect(p peer.ID, err error) error {
 // handshakeText is in the library's error when a connection was made, but the two sides did not understand each other.
 const handshakeText = "failed to negotiate security protocol"
 
+// mismatchText is in it as well when they did, and the other side is another peer.
+const mismatchText = "peer id mismatch"
+
 // hint adds what a swarm key may have to do with a failed connection: without the right one, the other side is noise.
 func hint(private bool, err error) error {
 	if err == nil || errors.Is(err, ErrNotFound) {
 		return err
 	}
-	handshake := strings.Contains(err.Error(), handshakeText)
+	text := err.Error()
+	handshake := strings.Contains(text, handshakeText) && !strings.Contains(text, mismatchText)
 	switch {
 	case private && (handshake || errors.Is(err, context.DeadlineExceeded)):
 		return fmt.Errorf("%w (this peer has a swarm key: it connects only to peers that have the same one; compare their fingerprints)", err)
 	case handshake:
-		return fmt.Errorf("%w (the other side may be in a private swarm, for which a swarm key is needed, or be no libp2p peer)", err)
+		return fmt.Errorf("%w (the other side may be in a private swarm, for which a swarm key is needed, take no more connections from here, or be no libp2p peer)", err)
 	}
 	return err
 }
