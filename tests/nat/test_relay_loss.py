@@ -35,7 +35,7 @@ def test_a_relay_is_lost(lab: NatLab, say: Callable[[str], None], how: str) -> N
             if how == "killed":
                 relay.kill()
             else:
-                lab.remove_public_host(relay.host)
+                lab.cut_public_host(relay.host)
         answered, failed = first_answer(one, other)
         relayed = [peer.await_relays(2, besides=lost) for peer in (one, other)]
         back, _ = first_answer(other, one)

@@ -66,6 +66,19 @@ _UNSOLICITED = """
   }}
 """
 
+_CUT = """
+table ip cut {{
+  chain arriving {{
+    type filter hook prerouting priority raw;
+    ip daddr {address} drop;
+  }}
+  chain leaving {{
+    type filter hook output priority raw;
+    ip saddr {address} drop;
+  }}
+}}
+"""
+
 _CLONE_NEWNET = 0x40000000
 _NAMESPACES = Path("/run/netns")
 
@@ -200,9 +213,10 @@ class NatLab:
         self.ip(PUBLIC, f"addr add {address}/32 dev lo")
         return address
 
-    def remove_public_host(self, address: str) -> None:
-        """Take an address away: what is sent there is lost, and nobody is told."""
-        self.ip(PUBLIC, f"addr del {address}/32 dev lo")
+    def cut_public_host(self, address: str) -> None:
+        """Drop all that goes to and comes from an address of `PUBLIC`; nobody is told."""
+        # taking the address away would not do: the kernel goes on delivering to connections that it knows
+        self.nft(PUBLIC, _CUT.format(address=address))
 
     def add_site(self, name: str, kind: str, peers: int = 1) -> Site:
         """A router of that kind with so many peers behind it.
