@@ -188,6 +188,7 @@ class NatLab:
         self._sites = itertools.count(1)
 
     def __enter__(self) -> NatLab:
+        _remove_forsaken()
         try:
             self.add_namespace(PUBLIC, forward=True)
             self.ip(PUBLIC, "route add blackhole default")
@@ -266,6 +267,15 @@ class NatLab:
 
 
 _labs: Iterator[int] = itertools.count()
+
+
+def _remove_forsaken() -> None:
+    """Remove what runs that were killed have left."""
+    for path in _NAMESPACES.glob("hm*-*-*"):
+        owner = path.name.removeprefix("hm").partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            with contextlib.suppress(subprocess.CalledProcessError):  # another run was faster
+                _run("ip", "netns", "del", path.name)
 
 
 def _allow_forwarding(namespace: str) -> None:
