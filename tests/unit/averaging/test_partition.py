@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hivemind.averaging.partition import (
@@ -67,9 +67,12 @@ def test_every_element_has_exactly_one_owner(tensors: list[tuple[int, int]], cou
 
 
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=8), st.integers(1, 20_000))
-def test_shares_are_as_the_counts_say_up_to_a_part(counts: list[int], size: int) -> None:
+@example([1, 9, 1, 8, 2], 80)
+def test_shares_are_as_the_counts_say_up_to_a_part_at_either_end(counts: list[int], size: int) -> None:
+    """Where several peers meet within one part, one of them gets all of it: by either end of its stretch a peer may win
+    or lose almost a part. (Pivots are rounded down, by one element at the most.)"""
     for parts, count in zip(partition([size], [16], counts), counts, strict=True):
-        assert abs(sum(part.size for part in parts) - size * count / sum(counts)) <= 16 + 1
+        assert abs(sum(part.size for part in parts) - size * count / sum(counts)) < 2 * 16 + 1
 
 
 @pytest.mark.parametrize("counts", [[], [0], [0, 0], [1, -1], [float("nan")], [float("inf"), 1]])
