@@ -120,6 +120,9 @@ async def _examine(options: argparse.Namespace, say: Say) -> None:
             announce_maddrs=options.announce_maddrs,
             swarm_key_path=options.swarm_key_path,
             use_auto_relay=True,
+            # The daemon gives a dial a part of that. One that hangs then ends before the peer's time is over, with its
+            # reason: a handshake with a peer of another private swarm waits for what never comes.
+            startup_timeout=options.timeout,
         )
     except P2PDaemonError as error:
         say(Finding(Verdict.PROBLEM, "listening", str(error), _remedy(error, "choose other --host_maddrs")))

@@ -4,7 +4,9 @@ import signal
 
 pytest_plugins = ["tests.support.leaks", "tests.support.bounded", "tests.support.properties"]
 
-# A shell without job control has its background jobs ignore SIGINT, and what they start inherits that; processes that
-# tests interrupt must not.
+# A shell without job control has its background jobs ignore SIGINT, nohup has them ignore SIGHUP, and what they start
+# inherits that; processes that tests end by these signals must not.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -80,7 +80,7 @@ def test_a_private_swarm(tmp_path: Path) -> None:
         peer = ["--peer", *map(str, dht.get_visible_maddrs())]
         code, report = doctor(*HOST, *peer, "--swarm_key_path", str(path))
         assert (code, f"ok       peer {dht.peer_id}: connected directly" in report) == (0, True)
-        code, report = doctor(*HOST, *peer, "--timeout", "3")
+        code, report = doctor(*HOST, *peer, "--timeout", "5")
         assert code == 1
         assert "may be in a private swarm" in report
 
