@@ -27,6 +27,16 @@ GO = {
 PYTHON = {"Python, daemon": "tests/fuzz/test_control.py", "Python, peers": "tests/fuzz/test_peers.py"}
 
 
+#: All that Go says when its time is over while a worker is busy (golang/go#75804, mended in Go 1.27): nothing was found.
+TIME_IS_OVER = re.compile(r"^--- FAIL: \w+ \(([\d.]+)s\)\n +context deadline exceeded\nFAIL$", re.MULTILINE)
+
+
+def is_only_over(output: str, seconds: float) -> bool:
+    """Whether a failed run has merely ended: after its time, without an input that fails."""
+    over = TIME_IS_OVER.search(output)
+    return over is not None and float(over[1]) >= seconds and "Failing input" not in output
+
+
 def check_targets(go: str) -> None:
     """
     :raises SystemExit: the packages have other targets than those listed here
@@ -47,9 +57,10 @@ def fuzz_go(go: str, package: str, target: str, seconds: float) -> tuple[bool, s
     env = {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
     done = subprocess.run(command, cwd=SOURCE, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     tried = re.findall(r"execs: (\d+)", done.stdout)
-    if done.returncode != 0:
+    good = done.returncode == 0 or is_only_over(done.stdout, seconds)
+    if not good:
         print(done.stdout)
-    return done.returncode == 0, f"{tried[-1] if tried else 'no'} inputs"
+    return good, f"{tried[-1] if tried else 'no'} inputs"
 
 
 def fuzz_python(path: str, seconds: float) -> tuple[bool, str]:
