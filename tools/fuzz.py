@@ -27,7 +27,7 @@ GO = {
 PYTHON = {"Python, daemon": "tests/fuzz/test_control.py", "Python, peers": "tests/fuzz/test_peers.py"}
 
 
-#: All that Go says when its time is over while a worker is busy (golang/go#75804, mended in Go 1.27): nothing was found.
+#: All that Go says when its time is over while a worker is busy (golang/go#75804, mended in Go 1.27): no finding.
 TIME_IS_OVER = re.compile(r"^--- FAIL: \w+ \(([\d.]+)s\)\n +context deadline exceeded\nFAIL$", re.MULTILINE)
 
 
