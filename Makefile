@@ -75,8 +75,9 @@ legacy: $(LEGACY) ## .venv-legacy: hivemind 1.1.12, which compatibility tests an
 nat-tools: ## The programs that the suite nat needs, where root can install Debian's packages; nothing elsewhere
 	@if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then exit 0; fi; \
 	if command -v ip >/dev/null && command -v nft >/dev/null; then exit 0; fi; \
-	install() { DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends iproute2 nftables; }; \
-	{ install || { apt-get update && install; }; } >/dev/null 2>&1 || \
+	apt() { DEBIAN_FRONTEND=noninteractive timeout 120 apt-get -o DPkg::Lock::Timeout=60 "$$@"; }; \
+	install() { apt install --yes --no-install-recommends iproute2 nftables; }; \
+	{ install || { apt update && install; }; } >/dev/null 2>&1 || \
 		echo 'iproute2 and nftables could not be installed: the suite nat will be skipped'
 
 lock: $(BOOTSTRAP) ## Compile the requirements files anew: newest versions, with their hashes
