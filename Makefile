@@ -38,7 +38,7 @@ REPORT = --junitxml=build/reports/$@.xml
 
 ## For users
 
-.PHONY: help run test bench clean
+.PHONY: help run test bench sim-dht clean
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } /^## / { printf "\n%s\n", substr($$0, 4) } \
 		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test: env legacy nat-tools ## All that a change must pass, from a fresh checkout
 
 bench: env legacy ## Measure this library and hivemind 1.1.12 in turn, and print the ratio
 	@$(PY) benchmarks/run.py $(ARGS)
+
+sim-dht: env ## The DHT at scale, simulated: ARGS='--nodes 1000 --keys 10000 --churn 0.3'
+	@$(PY) benchmarks/dht_scale.py $(ARGS)
 
 clean: ## Remove all that these targets made, environments included
 	rm -rf .venv .venv-legacy .venv-proto build dist *.egg-info p2p/p2pd

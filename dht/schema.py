@@ -85,7 +85,7 @@ def _fits(schema: type[Any], name: str, value: Any) -> bool:
     check = _check_v2 if hasattr(schema, "__pydantic_validator__") else _check_v1
     try:
         return _identical(check(schema, name, value), value)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - a fault of the user's model must not end the node
         logger.debug("%s.%s: %s", schema.__name__, name, error)
         return False
 

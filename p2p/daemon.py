@@ -7,6 +7,7 @@ import contextlib
 import logging
 import re
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ _REQUEST_SECONDS = 10.0
 _REJOIN_SECONDS = 3.0
 
 
-class ControlTransport:
+class ControlTransport(ABC):
     """What owner and guest have in common: a `transport.Transport` over a control connection.
 
     :param peer_id: the peer, where it is known before there is a connection; see `Lifeline`
@@ -66,9 +67,9 @@ class ControlTransport:
         return peer_id
 
     @property
+    @abstractmethod
     def control_path(self) -> Path:
         """Where guests connect."""
-        raise NotImplementedError
 
     @property
     def restarts(self) -> int:
@@ -80,8 +81,8 @@ class ControlTransport:
         """Where the daemon serves Prometheus text."""
         return None if self._line.client is None else self._line.client.metrics_address
 
-    async def start(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def start(self) -> None: ...
 
     async def call(self, peer: PeerID, name: str, request: Buffer, deadline: Deadline) -> Buffer:
         client = self._line.now() or await self._line.ready(deadline, f"call of {name} on {peer}")
@@ -141,12 +142,12 @@ class ControlTransport:
     async def stats(self) -> dict[str, int]:
         return await self.request("stats")
 
-    async def close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def close(self) -> None: ...
 
+    @abstractmethod
     async def _recover(self, client: ControlClient | None) -> None:
         """See `Lifeline`."""
-        raise NotImplementedError
 
     async def request(self, op: str, *, deadline: Deadline | None = None, **content: object) -> dict[str, Any]:
         """Ask the daemon (docs/control-protocol.md, "Requests"), by default for what it knows at once."""

@@ -106,6 +106,9 @@ func (n *Node) keepJoined(cfg *config.Config, peers []peer.AddrInfo) {
 		case <-n.ctx.Done():
 			return
 		case <-n.alone:
+			// Not at once: it may be alone because somebody has disconnected it on purpose.
+			pause = rejoinFirst
+			continue
 		case <-time.After(pause):
 		}
 		if len(n.host.Network().Peers()) > 0 {

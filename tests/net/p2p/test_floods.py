@@ -77,7 +77,8 @@ async def measure(polite: Process, until: asyncio.Future[None] | None = None) ->
 
 
 async def deaf(stream: Stream) -> None:
-    await asyncio.sleep(3600)
+    """Never read; ends with its peer, which cancels it."""
+    await asyncio.Event().wait()
 
 
 @pytest.mark.asyncio
