@@ -17,6 +17,7 @@ from hivemind.optim.epoch import GlobalTrainingProgress, LocalTrainingProgress, 
 from hivemind.optim.performance import PerformanceEMA
 from hivemind.optim.progress import ProgressValidator
 from hivemind.optim.reporting import ProgressReporting
+from hivemind.optim.signers import Signer
 from hivemind.optim.swarm_view import SwarmView
 from hivemind.runtime import HivemindFuture, get_runtime, wait_for
 
@@ -38,7 +39,8 @@ class ProgressTracker:
     :param prefix: the run: reports stand under ``<prefix>_progress``
     :param target_batch_size: samples of the whole swarm that end an epoch; all peers of a run must use the same
     :param client_mode: whether this peer accepts no connections; None: as ``dht``
-    :param private_key: signs the reports; None: the key of this process
+    :param private_key: signs the reports; None: the key of this process, or one of its own where another tracker of
+        this run in this process has that
     :param daemon: accepted for code written for hivemind 1.1; there is no thread to be one
     :param start: start at once; otherwise call `start`
     :param options: see `TrackerOptions`
@@ -64,7 +66,8 @@ class ProgressTracker:
         self.client_mode = dht.client_mode if client_mode is None else client_mode
         settings = make_options(TrackerOptions, options, where="ProgressTracker")
         self.status_loglevel = settings.status_loglevel
-        signatures = RSASignatureValidator(private_key)
+        self._signer = Signer(prefix, private_key)
+        signatures = RSASignatureValidator(self._signer.key)
         self._own_subkey = signatures.local_public_key
         dht.add_validators([ProgressValidator(prefix), signatures])
         self._view = SwarmView(
@@ -192,6 +195,7 @@ class ProgressTracker:
     def shutdown(self, timeout: float | None = None) -> None:
         """Withdraw the report and stop; idempotent. Takes a second at the most, or ``timeout`` if that is less."""
         self._closed = True
+        self._signer.release()
         running, reporting = self._running, self._reporting
         if running is None or running.done():
             return

@@ -15,6 +15,7 @@ from hivemind.compression import Float16Compression
 from hivemind.dht import DHT
 from hivemind.errors import ConfigError
 from hivemind.optim import GradientAverager, Optimizer, ProgressTracker, TrainingStateAverager
+from tests.support.waiting import eventually_sync
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +272,17 @@ def test_parts_alone(dht: DHT):
                 tracker.report_local_progress(0, wrong)
     with pytest.raises(RuntimeError):
         tracker.start()
+
+
+def test_two_peers_in_one_process_are_two(dht: DHT, client_dht: DHT):
+    with (
+        ProgressTracker(dht, "pair", 100, start=True) as one,
+        ProgressTracker(client_dht, "pair", 100, start=True) as two,
+    ):
+        one.report_local_progress(0, 30)
+        two.report_local_progress(0, 40)
+        for tracker in (one, two):
+            eventually_sync(
+                lambda tracker=tracker: tracker.fetch(30) and tracker.global_progress.samples_accumulated == 70,
+                "both peers count",
+            )
