@@ -18,7 +18,7 @@ from hivemind.compression.base import CompressionBase, CompressionInfo, Key, NoC
 from hivemind.compression.buffers import Buffer, TensorMessage, read_header
 from hivemind.compression.floating import Float16Compression
 from hivemind.compression.registry import codec_for
-from hivemind.compression.spec import TensorDescriptor
+from hivemind.compression.spec import DUMMY_BATCH_SIZE, BatchTensorDescriptor, TensorDescriptor
 from hivemind.compression.wire import (
     DEFAULT_CHUNK_BYTES,
     combine_from_streaming,
@@ -30,7 +30,9 @@ from hivemind.compression.wire import (
 
 __all__ = [
     "DEFAULT_CHUNK_BYTES",
+    "DUMMY_BATCH_SIZE",
     "AdaptiveCompressionBase",
+    "BatchTensorDescriptor",
     "Buffer",
     "CompressionBase",
     "CompressionInfo",

@@ -26,6 +26,11 @@
     ├── ValidationError                     a peer or a record failed a check (clock, reachability, signature)
     ├── SerializationError (ValueError)     bytes that do not decode, or a value that does not encode
     │   └── TensorLengthError (RuntimeError) a tensor's buffer does not fit its shape and dtype
+    ├── ExpertError                         an expert was asked in vain
+    │   ├── UnknownExpert (KeyError)        the server has no expert of this uid
+    │   ├── InputMismatch (ValueError)      the tensors do not fit what the expert takes
+    │   ├── ExpertFailed (RuntimeError)     its module raised, or its answer is none
+    │   └── ServerBusy (PeerBusy)           the queue is full: says after how many seconds to try again
     ├── MatchmakingException                no group was formed
     └── AllreduceException                  an averaging round failed
         └── BannedException                 this peer was excluded from the round
@@ -50,7 +55,10 @@ __all__ = [
     "DaemonStartError",
     "DeadlineExceeded",
     "DispatchFailure",
+    "ExpertError",
+    "ExpertFailed",
     "HivemindError",
+    "InputMismatch",
     "MatchmakingException",
     "MessageTooLarge",
     "P2PDaemonError",
@@ -61,10 +69,12 @@ __all__ = [
     "ProtocolViolation",
     "RuntimeClosedError",
     "SerializationError",
+    "ServerBusy",
     "StreamReset",
     "StreamTruncated",
     "TensorLengthError",
     "TokenUnavailable",
+    "UnknownExpert",
     "ValidationError",
     "WrongTypeError",
 ]
@@ -231,6 +241,40 @@ class SerializationError(HivemindError, ValueError):
 
 class TensorLengthError(SerializationError, RuntimeError):
     """The buffer of a tensor does not fit its shape and dtype; a RuntimeError too, as hivemind 1.1 raises there."""
+
+
+class ExpertError(HivemindError):
+    """An expert was asked in vain. It travels by its name, so that it is the same error at server and client."""
+
+    def __str__(self) -> str:  # not the repr that KeyError gives
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownExpert(ExpertError, KeyError):
+    """The server has no expert of this uid (any more)."""
+
+
+class InputMismatch(ExpertError, ValueError):
+    """Shapes, dtypes or number of the tensors do not fit what the expert takes; the text says what it takes."""
+
+
+class ExpertFailed(ExpertError, RuntimeError):
+    """The expert's module raised, or what it gave is no answer (NaN, wrong shape). The expert is as it was before."""
+
+
+class ServerBusy(ExpertError, PeerBusy):
+    """The server has more to do than it can answer in time.
+
+    :param reason: which queue is full
+    :param retry_after: seconds after which to try again
+    """
+
+    def __init__(self, reason: str, retry_after: float) -> None:
+        super().__init__(reason, retry_after)
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: try again in {self.retry_after:.2g} s"
 
 
 class MatchmakingException(HivemindError):

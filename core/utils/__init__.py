@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hivemind.utils.serializer import SerializerBase as SerializerBase
     from hivemind.utils.streaming import combine_from_streaming as combine_from_streaming
     from hivemind.utils.streaming import split_for_streaming as split_for_streaming
+    from hivemind.utils.tensor_descr import BatchTensorDescriptor as BatchTensorDescriptor
     from hivemind.utils.tensor_descr import TensorDescriptor as TensorDescriptor
     from hivemind.utils.timed_storage import MAX_DHT_TIME_DISCREPANCY_SECONDS as MAX_DHT_TIME_DISCREPANCY_SECONDS
     from hivemind.utils.timed_storage import DHTExpiration as DHTExpiration
@@ -49,7 +50,7 @@ _HOMES = {
     "hivemind.utils.performance_ema": ("PerformanceEMA",),
     "hivemind.utils.serializer": ("MSGPackSerializer", "SerializerBase"),
     "hivemind.utils.streaming": ("combine_from_streaming", "split_for_streaming"),
-    "hivemind.utils.tensor_descr": ("TensorDescriptor",),
+    "hivemind.utils.tensor_descr": ("BatchTensorDescriptor", "TensorDescriptor"),
     "hivemind.utils.timed_storage": (
         "MAX_DHT_TIME_DISCREPANCY_SECONDS",
         "DHTExpiration",

@@ -1,5 +1,5 @@
 """Path of hivemind 1.1 for descriptions of tensors, see `hivemind.compression`."""
 
-from hivemind.compression import TensorDescriptor
+from hivemind.compression import DUMMY_BATCH_SIZE, BatchTensorDescriptor, TensorDescriptor
 
-__all__ = ["TensorDescriptor"]
+__all__ = ["DUMMY_BATCH_SIZE", "BatchTensorDescriptor", "TensorDescriptor"]

@@ -34,12 +34,14 @@ PUBLIC = {
     "hivemind.utils": (
         "get_dht_time get_logger use_hivemind_log_handler MSGPackSerializer SerializerBase TimedStorage "
         "ValueWithExpiration DHTExpiration MAX_DHT_TIME_DISCREPANCY_SECONDS MPFuture PerformanceEMA TensorDescriptor "
+        "BatchTensorDescriptor "
         "combine_from_streaming split_for_streaming as_aiter cancel_and_wait logging timed_storage serializer"
     ),
     "hivemind.utils.auth": "AccessToken AuthRole AuthRPCWrapper AuthorizerBase TokenAuthorizerBase",
     "hivemind.utils.crypto": "RSAPrivateKey RSAPublicKey",
     "hivemind.utils.networking": "LOCALHOST choose_ip_address log_visible_maddrs",
     "hivemind.utils.logging": "get_logger use_hivemind_log_handler loglevel",
+    "hivemind.utils.tensor_descr": "TensorDescriptor BatchTensorDescriptor DUMMY_BATCH_SIZE",
     "hivemind.utils.timed_storage": "get_dht_time ValueWithExpiration TimedStorage DHTExpiration",
     "hivemind.proto": "auth_pb2 averaging_pb2 crypto_pb2 dht_pb2 p2pd_pb2 runtime_pb2 test_pb2",
 }
