@@ -18,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PY := .venv/bin/python
-CODE := core p2p proto dht compression averaging optim scripts tools tests benchmarks examples setup.py
+CODE := core p2p proto dht compression averaging optim moe scripts tools tests benchmarks examples setup.py
 TREE = $$($(PY) tools/link_tree.py)
 
 # Stamps say what was installed by the hash of what it was installed from, so that a second call does nothing.

@@ -103,7 +103,7 @@ _HOMES = {
     "hivemind.serializer": ("MSGPackSerializer", "SerializerBase"),
     "hivemind.timed_storage": ("TimedStorage", "ValueWithExpiration"),
 }
-_PACKAGES = ("averaging", "compression", "dht", "errors", "optim", "p2p", "proto", "utils")
+_PACKAGES = ("averaging", "compression", "dht", "errors", "moe", "optim", "p2p", "proto", "utils")
 
 __all__ = [name for names in _HOMES.values() for name in names]
 

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("core", "core/utils", "p2p", "dht", "compression", "averaging", "optim", "proto", "scripts")
+PACKAGES = (
+    *("core", "core/utils", "p2p", "dht", "compression", "averaging", "optim", "proto", "scripts"),
+    *("moe", "moe/client", "moe/server", "moe/server/layers"),
+)
 MAX_LINES = 450
 MAX_FUNCTION_LINES = 90
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hivemind.utils import crypto as crypto
     from hivemind.utils import logging as logging
     from hivemind.utils import mpfuture as mpfuture
+    from hivemind.utils import nested as nested
     from hivemind.utils import networking as networking
     from hivemind.utils import performance_ema as performance_ema
     from hivemind.utils import serializer as serializer
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from hivemind.utils.logging import get_logger as get_logger
     from hivemind.utils.logging import use_hivemind_log_handler as use_hivemind_log_handler
     from hivemind.utils.mpfuture import MPFuture as MPFuture
+    from hivemind.utils.nested import is_namedtuple as is_namedtuple
+    from hivemind.utils.nested import nested_compare as nested_compare
+    from hivemind.utils.nested import nested_flatten as nested_flatten
+    from hivemind.utils.nested import nested_map as nested_map
+    from hivemind.utils.nested import nested_pack as nested_pack
     from hivemind.utils.networking import choose_ip_address as choose_ip_address
     from hivemind.utils.networking import log_visible_maddrs as log_visible_maddrs
     from hivemind.utils.performance_ema import PerformanceEMA as PerformanceEMA
@@ -46,6 +52,7 @@ _HOMES = {
     "hivemind.utils.asyncio": ("as_aiter", "cancel_and_wait"),
     "hivemind.utils.logging": ("get_logger", "use_hivemind_log_handler"),
     "hivemind.utils.mpfuture": ("MPFuture",),
+    "hivemind.utils.nested": ("is_namedtuple", "nested_compare", "nested_flatten", "nested_map", "nested_pack"),
     "hivemind.utils.networking": ("choose_ip_address", "log_visible_maddrs"),
     "hivemind.utils.performance_ema": ("PerformanceEMA",),
     "hivemind.utils.serializer": ("MSGPackSerializer", "SerializerBase"),

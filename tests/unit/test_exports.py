@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import hivemind
+import hivemind.moe
 import hivemind.utils
 
 #: Names that hivemind 1.1 documents at these places, as far as they are built.
@@ -19,8 +20,8 @@ PUBLIC = {
     "hivemind": (
         "DHT DecentralizedAverager Optimizer P2P P2PContext P2PHandlerError PeerID PeerInfo get_dht_time get_logger "
         "use_hivemind_log_handler Float16Compression NoCompression SizeAdaptiveCompression RoleAdaptiveCompression "
-        "PerTensorCompression MSGPackSerializer ValueWithExpiration TimedStorage averaging compression dht optim p2p "
-        "proto utils __version__"
+        "PerTensorCompression MSGPackSerializer ValueWithExpiration TimedStorage averaging compression dht moe "
+        "optim p2p proto utils __version__"
     ),
     "hivemind.compression": (
         "PerTensorCompression RoleAdaptiveCompression SizeAdaptiveCompression CompressionBase CompressionInfo "
@@ -29,13 +30,18 @@ PUBLIC = {
     ),
     "hivemind.dht": "DHT DHTNode DHTID DHTValue DEFAULT_NUM_WORKERS CompositeValidator RecordValidatorBase",
     "hivemind.averaging": "DecentralizedAverager",
+    "hivemind.moe": "declare_experts ExpertInfo ExpertUID",
+    "hivemind.moe.expert_uid": (
+        "ExpertInfo ExpertUID ExpertPrefix Coordinate UID_DELIMITER FLAT_EXPERT UID_PATTERN PREFIX_PATTERN "
+        "is_valid_uid is_valid_prefix split_uid"
+    ),
     "hivemind.optim": "Optimizer",
     "hivemind.p2p": "P2P P2PContext P2PDaemonError P2PHandlerError PeerID PeerInfo ServicerBase StubBase",
     "hivemind.utils": (
         "get_dht_time get_logger use_hivemind_log_handler MSGPackSerializer SerializerBase TimedStorage "
         "ValueWithExpiration DHTExpiration MAX_DHT_TIME_DISCREPANCY_SECONDS MPFuture PerformanceEMA TensorDescriptor "
-        "BatchTensorDescriptor "
-        "combine_from_streaming split_for_streaming as_aiter cancel_and_wait logging timed_storage serializer"
+        "BatchTensorDescriptor combine_from_streaming split_for_streaming as_aiter cancel_and_wait nested_compare "
+        "nested_flatten nested_map nested_pack logging timed_storage serializer"
     ),
     "hivemind.utils.auth": "AccessToken AuthRole AuthRPCWrapper AuthorizerBase TokenAuthorizerBase",
     "hivemind.utils.crypto": "RSAPrivateKey RSAPublicKey",
@@ -68,21 +74,21 @@ def typed_imports(module: ModuleType) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("module", [hivemind, hivemind.utils], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [hivemind, hivemind.moe, hivemind.utils], ids=lambda module: module.__name__)
 def test_lazy_names_are_what_type_checkers_see(module: ModuleType) -> None:
     names = {name for name in typed_imports(module) if not isinstance(getattr(module, name), ModuleType)}
     assert names == set(module.__all__)
     assert set(module.__all__) <= set(dir(module))
 
 
-@pytest.mark.parametrize("module", [hivemind, hivemind.utils], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [hivemind, hivemind.moe, hivemind.utils], ids=lambda module: module.__name__)
 def test_lazy_name_is_the_one_of_its_home(module: ModuleType) -> None:
     for home, names in module._HOMES.items():
         for name in names:
             assert getattr(module, name) is getattr(importlib.import_module(home), name)
 
 
-@pytest.mark.parametrize("module", [hivemind, hivemind.utils], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [hivemind, hivemind.moe, hivemind.utils], ids=lambda module: module.__name__)
 def test_unknown_name_is_an_attribute_error_that_names_it(module: ModuleType) -> None:
     with pytest.raises(AttributeError, match=r"has no attribute 'no_such_name'"):
         _ = module.no_such_name
@@ -94,6 +100,7 @@ def test_unknown_name_is_an_attribute_error_that_names_it(module: ModuleType) ->
         ("import hivemind", "torch numpy multiaddr google cryptography asyncio"),
         ("from hivemind import get_dht_time, get_logger, PeerID", "torch"),
         ("import hivemind.p2p, hivemind.dht, hivemind.proto", "torch"),
+        ("from hivemind.moe import declare_experts, ExpertInfo", "torch"),
         ("from hivemind.utils import get_dht_time, MSGPackSerializer, MPFuture", "torch"),
     ],
 )

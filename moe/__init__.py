@@ -1,0 +1,29 @@
+"""Mixture of experts: layers larger than any machine, whose parts are served by whoever is there.
+
+* `uid`: names of experts; `declare`: their records in the DHT;
+* `client`: experts of others as torch modules; * `server`: experts for others.
+
+Names are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hivemind.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hivemind.moe.declare import declare_experts as declare_experts
+    from hivemind.moe.declare import undeclare_experts as undeclare_experts
+    from hivemind.moe.uid import ExpertInfo as ExpertInfo
+    from hivemind.moe.uid import ExpertUID as ExpertUID
+
+#: module → names of ``hivemind.moe`` that live there; a test holds it equal to the imports above
+_HOMES = {
+    "hivemind.moe.declare": ("declare_experts", "undeclare_experts"),
+    "hivemind.moe.uid": ("ExpertInfo", "ExpertUID"),
+}
+
+__all__ = [name for names in _HOMES.values() for name in names]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, ["client", "expert_uid", "server"])

@@ -1,0 +1,1 @@
+"""Experts that this peer serves to others."""

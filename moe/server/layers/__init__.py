@@ -1,0 +1,1 @@
+"""Classes of experts, and what makes new ones."""
