@@ -1,6 +1,6 @@
 """Mixture of experts: layers larger than any machine, whose parts are served by whoever is there.
 
-* `uid`: names of experts; `declare`: their records in the DHT;
+* `uid`: names of experts; `declare`: their records in the DHT; `messages`: what is asked and answered;
 * `client`: experts of others as torch modules; * `server`: experts for others.
 
 Names are loaded on first use.

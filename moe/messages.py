@@ -1,0 +1,277 @@
+"""Experts on the wire: what is asked, what is answered, and how an error keeps its name (hivemind 1.1 wire format, 7.3
+and 7.4).
+
+Requests and answers of up to `MAX_UNARY_BYTES` of tensors are one message; more go as a stream of chunks. Everything
+that is read here comes from another peer and is checked before memory is taken.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypedDict
+
+import torch
+
+from hivemind.compression import (
+    BatchTensorDescriptor,
+    combine_from_streaming,
+    deserialize_torch_tensor,
+    serialize_torch_tensor,
+    split_for_streaming,
+)
+from hivemind.errors import (
+    ExpertError,
+    ExpertFailed,
+    HivemindError,
+    InputMismatch,
+    P2PHandlerError,
+    ProtocolViolation,
+    SerializationError,
+    ServerBusy,
+    UnknownExpert,
+)
+from hivemind.p2p import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE
+from hivemind.proto import runtime_pb2
+from hivemind.runtime import in_pool
+from hivemind.serializer import MSGPackSerializer
+
+__all__ = [
+    "CHUNK_BYTES",
+    "MAX_UNARY_BYTES",
+    "ExpertSchema",
+    "as_told",
+    "decode",
+    "encode",
+    "fits_unary",
+    "named_error",
+    "pack_schema",
+    "read_requests",
+    "read_responses",
+    "read_schema",
+    "split_requests",
+    "split_responses",
+]
+
+#: Bytes of all tensors together, uncompressed, up to which a call is unary.
+MAX_UNARY_BYTES: Final = MAX_UNARY_PAYLOAD_SIZE
+#: Bytes of buffer per message of a stream.
+CHUNK_BYTES: Final = DEFAULT_MAX_MSG_SIZE
+#: Bytes from which on tensors are encoded and decoded off the network thread.
+_INLINE_BYTES: Final = 2**16
+#: Tensors in one request or answer, and descriptors in a schema.
+MAX_TENSORS: Final = 1024
+_MAX_SCHEMA_DEPTH: Final = 16
+
+
+# -- rpc_info ------------------------------------------------------------------------------------------------------
+
+
+class ExpertSchema(TypedDict):
+    """What an expert takes and gives.
+
+    ``forward_schema`` is ``(descriptors of positional arguments, descriptors by keyword)``, ``outputs_schema`` a
+    descriptor or a nested structure of them.
+    """
+
+    forward_schema: tuple[tuple[Any, ...], dict[str, Any]]
+    outputs_schema: Any
+    keyword_names: tuple[str, ...]
+
+
+def pack_schema(schema: ExpertSchema) -> runtime_pb2.ExpertInfo:
+    """The answer of ``rpc_info``."""
+    args, kwargs = schema["forward_schema"]
+    ordered = {
+        "forward_schema": (tuple(args), dict(kwargs)),
+        "outputs_schema": schema["outputs_schema"],
+        "keyword_names": tuple(schema["keyword_names"]),
+    }
+    return runtime_pb2.ExpertInfo(serialized_info=MSGPackSerializer.dumps(ordered))
+
+
+def read_schema(message: runtime_pb2.ExpertInfo) -> ExpertSchema:
+    """
+    :raises SerializationError: if the message of a server is no such answer
+    """
+    info = MSGPackSerializer.loads(message.serialized_info)
+    if not isinstance(info, dict) or not info.keys() >= ExpertSchema.__required_keys__:
+        raise SerializationError(f"an expert's info: expected {', '.join(sorted(ExpertSchema.__required_keys__))}")
+    forward, outputs, names = info["forward_schema"], info["outputs_schema"], info["keyword_names"]
+    if not isinstance(forward, tuple | list) or len(forward) != 2:
+        raise SerializationError("an expert's forward_schema: expected (positional, by keyword)")
+    args, kwargs = forward
+    if not isinstance(args, tuple | list) or not isinstance(kwargs, dict):
+        raise SerializationError("an expert's forward_schema: expected (positional, by keyword)")
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        raise SerializationError("an expert's keyword_names: expected texts")
+    if set(names) != set(kwargs):
+        raise SerializationError("an expert's keyword_names and forward_schema: expected the same keywords")
+    if _count_descriptors((args, kwargs, outputs)) > MAX_TENSORS:
+        raise SerializationError(f"an expert's info: over {MAX_TENSORS} descriptors")
+    return {"forward_schema": (tuple(args), kwargs), "outputs_schema": outputs, "keyword_names": tuple(names)}
+
+
+def _count_descriptors(schema: object, depth: int = 0) -> int:
+    if isinstance(schema, BatchTensorDescriptor):
+        return 1
+    if depth > _MAX_SCHEMA_DEPTH or not isinstance(schema, tuple | list | dict):
+        raise SerializationError("an expert's info: expected descriptors of tensors, nested in tuples, lists or dicts")
+    items = schema.values() if isinstance(schema, dict) else schema
+    return sum(_count_descriptors(item, depth + 1) for item in items)
+
+
+# -- tensors -------------------------------------------------------------------------------------------------------
+
+
+def fits_unary(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether a call with these inputs is one message; else it is a stream."""
+    return sum(tensor.nbytes for tensor in tensors) <= MAX_UNARY_BYTES
+
+
+async def encode(
+    tensors: Sequence[torch.Tensor], descriptors: Sequence[BatchTensorDescriptor]
+) -> list[runtime_pb2.Tensor]:
+    """Tensors as messages, each compressed as its descriptor says; large ones off the network thread.
+
+    :param descriptors: one for each tensor; a tensor that is not of floating point is not compressed
+    :raises SerializationError: if a codec cannot carry a dtype
+    """
+
+    def work() -> list[runtime_pb2.Tensor]:
+        return [
+            serialize_torch_tensor(
+                tensor, descriptor.compression if tensor.is_floating_point() else runtime_pb2.NONE, key=index
+            )
+            for index, (tensor, descriptor) in enumerate(zip(tensors, descriptors, strict=True))
+        ]
+
+    if sum(tensor.nbytes for tensor in tensors) > _INLINE_BYTES:
+        return await in_pool(work)
+    return work()
+
+
+async def decode(messages: Sequence[runtime_pb2.Tensor]) -> list[torch.Tensor]:
+    """The tensors of messages, on the CPU; large ones are decoded off the network thread.
+
+    :raises SerializationError: if one is malformed
+    """
+    if len(messages) > MAX_TENSORS:
+        raise SerializationError(f"{len(messages)} tensors in one message, allowed: {MAX_TENSORS}")
+
+    def work() -> list[torch.Tensor]:
+        return [deserialize_torch_tensor(message) for message in messages]
+
+    if sum(len(message.buffer) for message in messages) > _INLINE_BYTES:
+        return await in_pool(work)
+    return work()
+
+
+# -- streams -------------------------------------------------------------------------------------------------------
+
+
+def split_requests(uid: str, tensors: Iterable[runtime_pb2.Tensor]) -> Iterator[runtime_pb2.ExpertRequest]:
+    """The messages of a streamed request."""
+    for tensor in tensors:
+        for chunk in split_for_streaming(tensor, CHUNK_BYTES):
+            yield runtime_pb2.ExpertRequest(uid=uid, tensors=[chunk])
+
+
+def split_responses(tensors: Iterable[runtime_pb2.Tensor]) -> Iterator[runtime_pb2.ExpertResponse]:
+    """The messages of a streamed answer."""
+    for tensor in tensors:
+        for chunk in split_for_streaming(tensor, CHUNK_BYTES):
+            yield runtime_pb2.ExpertResponse(tensors=[chunk])
+
+
+async def read_requests(
+    requests: AsyncIterable[runtime_pb2.ExpertRequest], *, max_bytes: float
+) -> tuple[str, list[torch.Tensor]]:
+    """The uid and the tensors of a streamed request.
+
+    :param max_bytes: bound on all buffers together, checked before they are kept
+    :raises ProtocolViolation: if messages name different uids, or there are none
+    :raises SerializationError: if a tensor is malformed or a bound is passed
+    """
+    uids: set[str] = set()
+
+    async def chunks() -> AsyncIterator[runtime_pb2.Tensor]:
+        async for request in requests:
+            uids.add(request.uid)
+            if len(uids) > 1:
+                raise ProtocolViolation("messages of one request name different experts")
+            for tensor in request.tensors:
+                yield tensor
+
+    tensors = await _join(chunks(), max_bytes)
+    if not uids:
+        raise ProtocolViolation("a request without a single message")
+    return uids.pop(), tensors
+
+
+async def read_responses(
+    responses: AsyncIterable[runtime_pb2.ExpertResponse], *, max_bytes: float
+) -> list[torch.Tensor]:
+    """The tensors of a streamed answer.
+
+    :param max_bytes: bound on all buffers together, checked before they are kept
+    :raises SerializationError: if a tensor is malformed or a bound is passed
+    """
+
+    async def chunks() -> AsyncIterator[runtime_pb2.Tensor]:
+        async for response in responses:
+            for tensor in response.tensors:
+                yield tensor
+
+    return await _join(chunks(), max_bytes)
+
+
+async def _join(chunks: AsyncIterable[runtime_pb2.Tensor], max_bytes: float) -> list[torch.Tensor]:
+    """Tensors of chunks; one with a dtype begins a new tensor. They are put together off the network thread."""
+    groups: list[list[runtime_pb2.Tensor]] = []
+    received = count = 0
+    async for chunk in chunks:
+        if chunk.dtype:
+            groups.append([])
+        elif not groups:
+            raise SerializationError("a stream of tensors begins inside of one")
+        received, count = received + len(chunk.buffer), count + 1
+        # honest chunks are full ones but for the last of each tensor; a sender of smaller ones gets some leeway
+        if received > max_bytes or len(groups) > MAX_TENSORS or count > 16 * MAX_TENSORS + received // 1024:
+            raise SerializationError(f"a stream of tensors over the bounds of {max_bytes} bytes, {MAX_TENSORS} tensors")
+        groups[-1].append(chunk)
+    return await in_pool(lambda: [deserialize_torch_tensor(combine_from_streaming(group)) for group in groups])
+
+
+# -- errors --------------------------------------------------------------------------------------------------------
+
+_NAMED: Mapping[str, type[HivemindError]] = {
+    kind.__name__: kind for kind in (UnknownExpert, InputMismatch, ExpertFailed, SerializationError, ProtocolViolation)
+}
+_FORM = re.compile(r"(\w{1,64})(\(.{0,8192}\))", re.DOTALL)
+
+
+def as_told(error: ExpertError) -> str:
+    """The text under which an error travels, on unary calls and streams alike: its repr."""
+    return repr(error)
+
+
+def named_error(error: P2PHandlerError) -> HivemindError:
+    """The error that a server has told, by its name; ``error`` itself if it has none that is known here."""
+    form = _FORM.fullmatch(str(error))
+    if form is None:
+        return error
+    kind = form.group(1)
+    try:
+        arguments = ast.literal_eval(form.group(2))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return error
+    match kind, arguments:
+        case "ServerBusy", (str() as reason, int() | float() as seconds) if 0 <= seconds < 3600:
+            return ServerBusy(reason, float(seconds))
+        case "KeyError", str() as text:  # what hivemind 1.1 says of an unknown uid
+            return UnknownExpert(text)
+        case _, str() as text if kind in _NAMED:
+            return _NAMED[kind](text)
+    return error
