@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from hivemind.aio import TaskScope
-from hivemind.clock import Deadline, DHTExpiration, get_dht_time
+from hivemind.clock import DHTExpiration, get_dht_time
 from hivemind.dht.lookup import Lookup, Request
 from hivemind.dht.messages import FoundValue, Seen
 from hivemind.dht.records import IS_REGULAR_VALUE, pack_subkey
@@ -111,11 +111,14 @@ class Getter:
         keys: Iterable[DHTID],
         sufficient: DHTExpiration | None,
         num_workers: int,
-        beam_size: int,
+        beam_size: int | None,
         *,
         is_refresh: bool = False,
     ) -> dict[DHTID, asyncio.Future[Result]]:
-        """Begin to look for ``keys``; a future for each, of the value as its user stored it."""
+        """Begin to look for ``keys``; a future for each, of the value as its user stored it.
+
+        :param beam_size: None: as many as it takes
+        """
         now = get_dht_time()
         threshold = now if sufficient is None else sufficient
         futures: dict[DHTID, asyncio.Future[Result]] = {}
@@ -149,13 +152,15 @@ class Getter:
         if cached is not None and count_as_use and search.is_sufficient:
             self._node.cache_policy.note_use(search.key, cached.expiration_time)
 
-    async def _run(self, searches: list[KeySearch], num_workers: int, beam_size: int) -> None:
+    async def _run(self, searches: list[KeySearch], num_workers: int, beam_size: int | None) -> None:
         by_key = {search.key: search for search in searches}
-        deadline = Deadline.after(self._node.search_seconds)
+        finder, bucket_size = self._node.finder, self._node.protocol.bucket_size
+        # where a value is found, all its holders are among so many; where none is, more nodes are asked
+        holders = min(bucket_size, 2 * self._node.num_replicas)
 
         def on_finished(lookup: Lookup) -> None:
             self._end(by_key[lookup.target])
-            self._node.cache_policy.note_found(by_key[lookup.target], lookup.nearest(beam_size))
+            self._node.cache_policy.note_found(by_key[lookup.target], lookup.nearest(bucket_size))
 
         seen: Seen = {}
         # by the identity of a value, which is kept for that: what of it can be decoded
@@ -173,12 +178,16 @@ class Getter:
                 by_key[key].add(found)
                 if by_key[key].is_sufficient:
                     lookups[key].stop()
+                elif beam_size is None and by_key[key].found is not None:
+                    lookups[key].narrow(holders)
             return {key: nearest.items() for key, (_, nearest) in answer.items()}
 
         error: BaseException | None = None
         try:
-            lookups = {key: self._node.new_lookup(key, beam_size) for key in by_key}
-            await self._node.run_lookups(lookups.values(), ask, on_finished, num_workers, deadline)
+            lookups = {key: finder.lookup(key, bucket_size if beam_size is None else beam_size) for key in by_key}
+            # whoever is nearest has the value most likely, and any live one may do
+            one_first = all(search.sufficient < float("inf") for search in searches)
+            await finder.run(lookups.values(), ask, on_finished, num_workers, one_first=one_first)
         except BaseException as caught:
             error = caught
             raise

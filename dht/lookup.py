@@ -50,6 +50,8 @@ class Lookup:
         self._by_distance: list[tuple[int, DHTID]] = []
         self._stopped = False
         self._asked = 0
+        #: nodes that have not answered
+        self.failures = 0
         # answers that led to each node
         self._depth: dict[DHTID, int] = {}
         #: answers that built on each other, at the longest
@@ -98,11 +100,16 @@ class Lookup:
     def fail(self, node_id: DHTID) -> None:
         """Note that the node has not answered: the beam reaches one farther."""
         self.states[node_id] = NodeState.FAILED
+        self.failures += 1
         self._by_distance.remove((node_id ^ self.target, node_id))
 
     def stop(self) -> None:
         """End the search: what it was for has been found."""
         self._stopped = True
+
+    def narrow(self, beam_size: int) -> None:
+        """Be content with the answers of so many of the nearest nodes."""
+        self.beam_size = min(self.beam_size, beam_size)
 
     @property
     def finished(self) -> bool:
@@ -120,6 +127,10 @@ class Lookup:
         """Up to ``k`` of the nodes that have answered, nearest first."""
         answered = (node for _, node in self._by_distance if self.states[node] is NodeState.ANSWERED)
         return [(node_id, self.peers[node_id]) for node_id, _ in zip(answered, range(k), strict=False)]
+
+    def known(self, k: int) -> list[Node]:
+        """Up to ``k`` of the nodes heard of that have not failed, nearest first."""
+        return [(node_id, self.peers[node_id]) for _, node_id in self._by_distance[:k]]
 
 
 class Request(NamedTuple):
@@ -140,6 +151,8 @@ class LookupPlan:
         # in order of their last request, so that all advance at the same pace
         self._open = {lookup.target: lookup for lookup in lookups}
         self._chunk_size = chunk_size
+        # those of which something was learnt since the last look whether they have finished
+        self._changed: set[DHTID] = set(self._open)
 
     @property
     def finished(self) -> bool:
@@ -164,6 +177,7 @@ class LookupPlan:
 
     def answer(self, request: Request, named: Mapping[DHTID, Iterable[Node]]) -> None:
         """Note the answer to ``request``: whom it named for each id. An id without an entry was not answered."""
+        self._changed.update(request.targets)
         for target in request.targets:
             lookup = self._open.get(target)
             if lookup is None:
@@ -179,7 +193,9 @@ class LookupPlan:
 
     def take_finished(self) -> list[Lookup]:
         """Those that have finished since the last call."""
-        done = [lookup for lookup in self._open.values() if lookup.finished]
+        changed, self._changed = self._changed, set()
+        lookups = (self._open.get(target) for target in changed)
+        done = [lookup for lookup in lookups if lookup is not None and lookup.finished]
         for lookup in done:
             del self._open[lookup.target]
         return done

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from multiaddr import Multiaddr
 
 from hivemind.aio import TaskScope
-from hivemind.clock import Deadline, DHTExpiration
+from hivemind.clock import DHTExpiration
 from hivemind.dht.blacklist import Blacklist
 from hivemind.dht.bootstrap import bootstrap, parse_initial_peers
 from hivemind.dht.cache import CachePolicy
 from hivemind.dht.config import DHTNodeOptions, split_node_options
 from hivemind.dht.counters import DHTStats
+from hivemind.dht.finding import Finder
 from hivemind.dht.getting import Getter, KeySearch, Result
-from hivemind.dht.lookup import Lookup, Request
 from hivemind.dht.maintenance import Maintenance
 from hivemind.dht.messages import FoundValue, Seen
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.records import DHTKey, DHTValue, Subkey
 from hivemind.dht.routing import DHTID
-from hivemind.dht.search import Answer, run_lookups
 from hivemind.dht.storage import DictionaryDHTValue, StoredValue
 from hivemind.dht.storing import Placement, Record, make_records
 from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
@@ -35,9 +34,6 @@ from hivemind.timed_storage import ValueWithExpiration
 __all__ = ["DHTNode"]
 
 logger = get_logger(__name__)
-
-#: A search ends after so many times ``wait_timeout``, with what it has found.
-_SEARCH_ROUNDS = 10
 
 
 class DHTNode:
@@ -60,8 +56,7 @@ class DHTNode:
         self.initial_peers: tuple[Multiaddr, ...] = ()
         #: peers that are left alone for a while
         self.blacklist = Blacklist(options.blacklist_time, options.backoff_rate)
-        #: seconds after which a search ends in any case
-        self.search_seconds = _SEARCH_ROUNDS * options.wait_timeout
+        self.finder = Finder(self)
         self._owns_p2p = owns_p2p
         self._scope = TaskScope("background of DHTNode")
         self._getter = Getter(self, self._scope)
@@ -197,7 +192,8 @@ class DHTNode:
         :param exclude_self: do not keep it here, even if this node is one of the nearest
         :param await_all_replicas: otherwise return as soon as one node has accepted each value
         :param num_workers: requests under way at first
-        :param beam_size: how many of the nearest nodes to look for; default twice ``num_replicas``
+        :param beam_size: how many of the nearest nodes must have answered before it is stored on the nearest of them;
+            by default a few, and twice ``num_replicas`` where one of those does not answer
         :returns: by key, or (key, subkey), whether some node has accepted it. None does if it has expired, or if a
             value that expires later is there already
         :raises SerializationError: if a key, subkey or value has no form on the wire
@@ -206,9 +202,7 @@ class DHTNode:
         validator = self.protocol.record_validator
         records, results = make_records(keys, values, expiration_time, subkeys, validator)
         placement = Placement(self, records, exclude_self=exclude_self or self.client_mode)
-        # searching somewhat wider than the replicas finds them also where tables are incomplete
-        width = min(self.protocol.bucket_size, 2 * self.num_replicas) if beam_size is None else beam_size
-        run = placement.run(*self._widths(num_workers, max(width, self.num_replicas)))
+        run = placement.run(num_workers if num_workers is not None else self.num_workers, beam_size)
         if await_all_replicas:
             await run
         elif records:
@@ -274,11 +268,16 @@ class DHTNode:
         """`get_many` by the ids of the keys.
 
         :param num_workers: requests under way at first
-        :param beam_size: how many of the nearest nodes to ask at most
+        :param beam_size: how many of the nearest nodes to ask at most; default ``bucket_size``, and once a value is
+            found, for the latest, twice ``num_replicas``
         """
         self._check_alive()
         futures = self._getter.start(
-            key_ids, sufficient_expiration_time, *self._widths(num_workers, beam_size), is_refresh=_is_refresh
+            key_ids,
+            sufficient_expiration_time,
+            num_workers if num_workers is not None else self.num_workers,
+            beam_size,
+            is_refresh=_is_refresh,
         )
         if return_futures:
             return dict(futures)
@@ -328,48 +327,14 @@ class DHTNode:
         """
         self._check_alive()
         count = k_nearest if k_nearest is not None else self.protocol.bucket_size
-        workers, beam = self._widths(num_workers, beam_size)
-        results: dict[DHTID, dict[DHTID, PeerID]] = {}
-
-        def on_finished(lookup: Lookup) -> None:
-            nearest = lookup.nearest(count)
-            if not exclude_self and not self.client_mode:
+        workers = num_workers if num_workers is not None else self.num_workers
+        beam = beam_size if beam_size is not None else self.protocol.bucket_size
+        found = await self.finder.nearest(queries, count, beam, workers, node_to_peer_id)
+        if not exclude_self and not self.client_mode:
+            for query, nearest in found.items():
                 nearest.append((self.node_id, self.peer_id))
-            nearest.sort(key=lambda node: node[0] ^ lookup.target)
-            results[lookup.target] = dict(nearest[:count])
-
-        async def ask(request: Request) -> Answer:
-            answer = await self.call_find(request.peer_id, request.targets, request.node_id, values=False)
-            return None if answer is None else {key: nearest.items() for key, (_, nearest) in answer.items()}
-
-        lookups = [self.new_lookup(query, max(beam, count), node_to_peer_id) for query in dict.fromkeys(queries)]
-        await self.run_lookups(lookups, ask, on_finished, workers, Deadline.after(self.search_seconds))
-        return {lookup.target: results[lookup.target] for lookup in lookups}
-
-    def new_lookup(self, target: DHTID, beam_size: int, begin: Mapping[DHTID, PeerID] | None = None) -> Lookup:
-        """A lookup that begins at ``begin`` or at the nodes known nearest; peers on the blacklist are left out."""
-        lookup = Lookup(target, beam_size, own_id=self.node_id)
-        table = self.protocol.routing_table
-        known = table.get_nearest_neighbors(target, beam_size) if begin is None else begin.items()
-        lookup.hear(node for node in known if node[1] not in self.blacklist)
-        return lookup
-
-    async def run_lookups(
-        self,
-        lookups: Iterable[Lookup],
-        ask: Callable[[Request], Awaitable[Answer]],
-        on_finished: Callable[[Lookup], None],
-        num_workers: int,
-        deadline: Deadline,
-    ) -> None:
-        """Run lookups with this node's ``chunk_size``; see `search.run_lookups`."""
-
-        def on_end(lookup: Lookup) -> None:
-            self.counters.lookups += 1
-            self.counters.hops += lookup.hops
-            on_finished(lookup)
-
-        await run_lookups(lookups, ask, on_end, num_workers=num_workers, chunk_size=self.chunk_size, deadline=deadline)
+                nearest.sort(key=lambda node: node[0] ^ query)
+        return {query: dict(nearest[:count]) for query, nearest in found.items()}
 
     async def call_find(
         self, peer: PeerID, keys: Sequence[DHTID], node_id: DHTID, seen: Seen | None = None, *, values: bool = True
@@ -404,10 +369,6 @@ class DHTNode:
     def pending_get_requests(self) -> dict[DHTID, KeySearch]:
         """Searches under way by the id of their key."""
         return self._getter.pending
-
-    def _widths(self, num_workers: int | None, beam_size: int | None) -> tuple[int, int]:
-        workers = num_workers if num_workers is not None else self.num_workers
-        return workers, beam_size if beam_size is not None else self.protocol.bucket_size
 
     def _check_alive(self) -> None:
         if not self.is_alive:

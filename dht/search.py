@@ -4,15 +4,42 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final
 
 from hivemind.clock import Deadline
 from hivemind.dht.lookup import Lookup, LookupPlan, Node, Request
 from hivemind.dht.routing import DHTID
 
-__all__ = ["Answer", "run_lookups"]
+__all__ = ["Answer", "Patience", "run_lookups"]
+
+#: Bounds of `Patience.seconds`.
+_LEAST_PATIENCE: Final = 0.02
+_MOST_PATIENCE: Final = 1.0
 
 #: Whom a node named for each id it was asked about; None if it did not answer.
 Answer = Mapping[DHTID, Iterable[Node]] | None
+
+
+class Patience:
+    """How long a request may take before another node is asked as well: some round trips of late."""
+
+    _ROUND_TRIPS = 3.0
+    _WEIGHT = 0.1
+
+    def __init__(self) -> None:
+        self._round_trip: float | None = None
+
+    def note(self, seconds: float) -> None:
+        """A request was answered after so long."""
+        if self._round_trip is None:
+            self._round_trip = seconds
+        self._round_trip += self._WEIGHT * (seconds - self._round_trip)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds to wait."""
+        usual = self._ROUND_TRIPS * (self._round_trip if self._round_trip is not None else _MOST_PATIENCE)
+        return min(max(usual, _LEAST_PATIENCE), _MOST_PATIENCE)
 
 
 async def run_lookups(
@@ -22,21 +49,25 @@ async def run_lookups(
     *,
     num_workers: int,
     chunk_size: int,
+    patience: Patience,
     deadline: Deadline,
+    one_first: bool = False,
 ) -> None:
     """Run ``lookups`` to their end.
 
     Requests under way at a time: ``num_workers`` at first, and one more with each answer up to the width of the beam,
-    so that a search that gets on well takes few round trips and one among dead nodes stays small.
+    so that a search that gets on well takes few round trips and one among dead nodes stays small. A request that takes
+    longer than ``patience`` is waited for, but others are sent as if it had ended: slow nodes cost little time.
 
     :param ask: sends one request; what it raises ends the search
     :param on_finished: called as soon as a lookup has finished; at the latest when the deadline passes
     :param num_workers: requests under way at first
     :param chunk_size: ids in one request
+    :param one_first: ask one node alone at first: its answer may be all that is needed
     """
     lookups = list(lookups)
-    run = _Run(LookupPlan(lookups, chunk_size), ask, on_finished)
-    run.window = max(1, num_workers)
+    run = _Run(LookupPlan(lookups, chunk_size), ask, on_finished, num_workers, patience)
+    run.window = 1 if one_first else run.workers
     run.widest = max((lookup.beam_size for lookup in lookups), default=1)
     await run.run(deadline)
 
@@ -49,12 +80,18 @@ class _Run:
         plan: LookupPlan,
         ask: Callable[[Request], Awaitable[Answer]],
         on_finished: Callable[[Lookup], None],
+        num_workers: int,
+        patience: Patience,
     ) -> None:
         self._plan = plan
         self._ask = ask
         self._on_finished = on_finished
+        self._patience = patience
         self._running: set[asyncio.Task[None]] = set()
-        self.window = 1
+        #: of these, those that are not overdue; they count for the window
+        self._prompt: set[asyncio.Task[None]] = set()
+        self.workers = max(1, num_workers)
+        self.window = self.workers
         self.widest = 1
 
     async def run(self, deadline: Deadline) -> None:
@@ -72,22 +109,41 @@ class _Run:
 
     def _pump(self, group: asyncio.TaskGroup) -> None:
         """Send requests up to the window."""
-        while len(self._running) < self.window and (request := self._plan.next_request()) is not None:
+        while len(self._prompt) < self.window and (request := self._plan.next_request()) is not None:
             task = group.create_task(self._work(request, group))
             self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._prompt.add(task)
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._prompt.discard(task)
 
     async def _work(self, request: Request, group: asyncio.TaskGroup) -> None:
-        answer = await self._ask(request)
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        began = loop.time()
+        overdue = loop.call_later(self._patience.seconds, self._overdue, task, group)
+        try:
+            answer = await self._ask(request)
+        finally:
+            overdue.cancel()
         if answer is None:
             self._plan.fail(request)
         else:
+            self._patience.note(loop.time() - began)
             self.window = max(self.window, min(self.window + 1, self.widest))
             self._plan.answer(request, answer)
-        task = asyncio.current_task()
-        if task is not None:
-            self._running.discard(task)
+        self.window = max(self.window, self.workers)
+        self._forget(task)
         self._settle()
+        self._pump(group)
+
+    def _overdue(self, task: asyncio.Task[None], group: asyncio.TaskGroup) -> None:
+        if task.cancelling():
+            return  # the search ends
+        self._prompt.discard(task)
+        self.window = max(self.window, self.workers)
         self._pump(group)
 
     def _settle(self) -> None:

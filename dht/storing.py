@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from hivemind.clock import Deadline, DHTExpiration
-from hivemind.dht.lookup import Lookup, Node, Request
+from hivemind.clock import DHTExpiration
+from hivemind.dht.lookup import Lookup, Node
 from hivemind.dht.records import (
     MAX_RECORD_BYTES,
     DHTKey,
@@ -21,7 +22,6 @@ from hivemind.dht.records import (
     pack_subkey,
 )
 from hivemind.dht.routing import DHTID
-from hivemind.dht.search import Answer
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue, StoredValue
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.errors import ConfigError
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["Placement", "Record", "make_records"]
 
 logger = get_logger(__name__)
+
+#: Nodes nearest to a key that must have answered before a record goes to those that they have named.
+_WITNESSES: Final = 3
 
 
 @dataclass(eq=False)
@@ -124,15 +127,23 @@ class _Target:
     records: list[Record]
     #: nodes that may hold it, nearest first; None stands for this node
     nodes: list[PeerID | None] = field(default_factory=list)
+    #: nodes that were asked to hold it
+    asked: set[PeerID | None] = field(default_factory=set)
     responded: int = 0
+    #: whether all nodes that were asked, for others or to hold it, have answered
+    smooth: bool = True
 
     def take(self, count: int) -> list[PeerID | None]:
         taken, self.nodes = self.nodes[:count], self.nodes[count:]
+        self.asked.update(taken)
         return taken
 
 
 class Placement:
     """Places records on ``num_replicas`` nodes each. Owned by the network thread.
+
+    The few nodes nearest to a key know each other: when they have answered, the record goes to the nearest of all that
+    they have named. Only where one of those does not answer, others are looked for and have to answer before.
 
     :param exclude_self: this node does not count as one of them
     """
@@ -140,15 +151,55 @@ class Placement:
     def __init__(self, node: DHTNode, records: Iterable[Record], *, exclude_self: bool) -> None:
         self._node = node
         self._exclude_self = exclude_self
+        self._replicas = node.num_replicas
         self._targets: dict[DHTID, _Target] = {}
         for record in records:
             self._targets.setdefault(record.key, _Target([])).records.append(record)
         #: set once each record was accepted by some node
         self.accepted_once = asyncio.Event()
 
-    async def run(self, num_workers: int, beam_size: int) -> None:
-        """Find the nodes, then store until enough have answered or there is none left."""
-        await self._find_nodes(num_workers, beam_size)
+    async def run(self, num_workers: int, beam_size: int | None) -> None:
+        """Find the nodes, then store until enough have answered or there is none left.
+
+        :param beam_size: nodes that must have answered before; None: see above
+        """
+        if beam_size is None:
+            await self._find_nodes(self._targets, num_workers, min(_WITNESSES, self._replicas), answered_only=False)
+            await self._place()
+            targets = self._targets.items()
+            lacking = [key for key, each in targets if each.responded < self._replicas and not each.smooth]
+        else:
+            lacking = list(self._targets)
+        if lacking:
+            # somewhat wider than the replicas: tables are incomplete, and nodes have gone
+            width = min(self._node.protocol.bucket_size, 2 * self._replicas) if beam_size is None else beam_size
+            await self._find_nodes(lacking, num_workers, max(width, self._replicas), answered_only=True)
+            await self._place()
+
+    async def _find_nodes(
+        self, keys: Iterable[DHTID], num_workers: int, beam_size: int, *, answered_only: bool
+    ) -> None:
+        """Set the nodes of targets.
+
+        :param answered_only: only those that have answered; otherwise also those that they have named
+        """
+        node = self._node
+
+        def on_finished(lookup: Lookup) -> None:
+            target = self._targets[lookup.target]
+            found: list[Node] = lookup.nearest(beam_size) if answered_only else lookup.known(2 * self._replicas)
+            nodes: list[tuple[int, PeerID | None]] = [(each ^ lookup.target, peer) for each, peer in found]
+            if not self._exclude_self:
+                nodes.append((node.node_id ^ lookup.target, None))
+            target.smooth = not lookup.failures
+            target.nodes = [peer for _, peer in sorted(nodes, key=lambda each: each[0]) if peer not in target.asked]
+
+        lookups = [node.finder.lookup(key, beam_size) for key in keys]
+        # as hivemind 1.1 does: the more keys, the more of them in one request
+        chunk_size = max(node.chunk_size, math.isqrt(len(lookups)))
+        await node.finder.run(lookups, node.finder.ask_for_nodes, on_finished, num_workers, chunk_size=chunk_size)
+
+    async def _place(self) -> None:
         while batches := self._next_batches():
             here = batches.pop(None, [])
             for record in here:
@@ -159,28 +210,11 @@ class Placement:
                 for peer, records in batches.items():
                     group.create_task(self._store_on(peer, records))
 
-    async def _find_nodes(self, num_workers: int, beam_size: int) -> None:
-        node = self._node
-
-        def on_finished(lookup: Lookup) -> None:
-            nearest: list[Node] = lookup.nearest(beam_size)
-            nodes: list[tuple[int, PeerID | None]] = [(each ^ lookup.target, peer) for each, peer in nearest]
-            if not self._exclude_self:
-                nodes.append((node.node_id ^ lookup.target, None))
-            self._targets[lookup.target].nodes = [peer for _, peer in sorted(nodes, key=lambda each: each[0])]
-
-        async def ask(request: Request) -> Answer:
-            answer = await node.call_find(request.peer_id, request.targets, request.node_id, values=False)
-            return None if answer is None else {key: nearest.items() for key, (_, nearest) in answer.items()}
-
-        lookups = [node.new_lookup(key, beam_size) for key in self._targets]
-        await node.run_lookups(lookups, ask, on_finished, num_workers, Deadline.after(node.search_seconds))
-
     def _next_batches(self) -> dict[PeerID | None, list[Record]]:
         """What each node is asked to store next: all keys advance together, so that nodes get few requests."""
         batches: dict[PeerID | None, list[Record]] = defaultdict(list)
         for target in self._targets.values():
-            for peer in target.take(self._node.num_replicas - target.responded):
+            for peer in target.take(self._replicas - target.responded):
                 batches[peer].extend(target.records)
         return batches
 
@@ -191,6 +225,8 @@ class Placement:
         )
         answers = await self._node.call_store(peer, keys, values, expirations, subkeys)
         if answers is None:
+            for record in records:
+                self._targets[record.key].smooth = False
             return
         for record, ok in zip(records, answers, strict=True):
             self._note(record, ok)
