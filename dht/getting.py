@@ -35,11 +35,13 @@ class KeySearch:
     """What has been found under one key so far, and who waits for it.
 
     :param sufficient: the search ends when a value is found that expires at this time or later
+    :param any_will_do: that is any live value
     """
 
-    def __init__(self, key: DHTID, sufficient: DHTExpiration) -> None:
+    def __init__(self, key: DHTID, sufficient: DHTExpiration, *, any_will_do: bool) -> None:
         self.key = key
         self.sufficient = sufficient
+        self.any_will_do = any_will_do
         self.found: FoundValue | None = None
         #: the expiration of what each node has; -inf for nothing
         self.expiration_at: dict[DHTID, DHTExpiration] = {}
@@ -119,8 +121,7 @@ class Getter:
 
         :param beam_size: None: as many as it takes
         """
-        now = get_dht_time()
-        threshold = now if sufficient is None else sufficient
+        threshold = get_dht_time() if sufficient is None else sufficient
         futures: dict[DHTID, asyncio.Future[Result]] = {}
         searches: list[KeySearch] = []
         for key in dict.fromkeys(keys):
@@ -129,7 +130,7 @@ class Getter:
             if running is not None and running.sufficient >= threshold:
                 futures[key] = self._decoded(key, running.wait(threshold))
                 continue
-            search = KeySearch(key, threshold)
+            search = KeySearch(key, threshold, any_will_do=sufficient is None)
             self._look_here(search, count_as_use=not is_refresh)
             futures[key] = self._decoded(key, search.wait(threshold))
             if not search.is_sufficient:
@@ -155,16 +156,14 @@ class Getter:
     async def _run(self, searches: list[KeySearch], num_workers: int, beam_size: int | None) -> None:
         by_key = {search.key: search for search in searches}
         finder, bucket_size = self._node.finder, self._node.protocol.bucket_size
-        # where a value is found, all its holders are among so many; where none is, more nodes are asked
-        holders = min(bucket_size, 2 * self._node.num_replicas)
 
         def on_finished(lookup: Lookup) -> None:
             self._end(by_key[lookup.target])
             self._node.cache_policy.note_found(by_key[lookup.target], lookup.nearest(bucket_size))
 
         seen: Seen = {}
-        # by the identity of a value, which is kept for that: what of it can be decoded
-        decodable: dict[int, tuple[FoundValue | None, FoundValue | None]] = {}
+        # by the identity of a value, which is kept for that: what of it can be decoded, and its version
+        decodable: dict[int, tuple[FoundValue | None, FoundValue | None, object]] = {}
 
         async def ask(request: Request) -> Answer:
             answer = await self._node.call_find(request.peer_id, request.targets, request.node_id, seen)
@@ -172,21 +171,25 @@ class Getter:
                 return None
             for key, (value, _) in answer.items():
                 if id(value) not in decodable:
-                    decodable[id(value)] = value, self._decodable(key, value)
-                found = decodable[id(value)][1]
+                    found = self._decodable(key, value)
+                    decodable[id(value)] = value, found, _version(found)
+                _, found, version = decodable[id(value)]
                 by_key[key].expiration_at[request.node_id] = found.expiration_time if found else float("-inf")
                 by_key[key].add(found)
                 if by_key[key].is_sufficient:
                     lookups[key].stop()
-                elif beam_size is None and by_key[key].found is not None:
-                    lookups[key].narrow(holders)
+                lookups[key].note_version(request.node_id, version)
             return {key: nearest.items() for key, (_, nearest) in answer.items()}
 
         error: BaseException | None = None
         try:
-            lookups = {key: finder.lookup(key, bucket_size if beam_size is None else beam_size) for key in by_key}
-            # whoever is nearest has the value most likely, and any live one may do
-            one_first = all(search.sufficient < float("inf") for search in searches)
+            # whoever is nearest has the value most likely, and any live one will do
+            one_first = searches[0].any_will_do
+            quorum = self._node.num_replicas if beam_size is None and not one_first else None
+            lookups = {
+                key: finder.lookup(key, bucket_size if beam_size is None else beam_size, quorum=quorum)
+                for key in by_key
+            }
             await finder.run(lookups.values(), ask, on_finished, num_workers, one_first=one_first)
         except BaseException as caught:
             error = caught
@@ -267,6 +270,13 @@ class Getter:
                 key,
                 error,
             )
+
+
+def _version(found: FoundValue | None) -> object:
+    """Equal for equal values, as of two values with one expiration neither is newer."""
+    if found is None or not isinstance(found.value, DictionaryDHTValue):
+        return None if found is None else found.expiration_time
+    return frozenset((subkey, expiration) for subkey, (_, expiration) in found.value.data.items())
 
 
 def _own_copy(found: FoundValue | None) -> FoundValue | None:

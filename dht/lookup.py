@@ -39,12 +39,22 @@ class Lookup:
     :param target: the id
     :param beam_size: how many of the nearest live nodes must have answered
     :param own_id: never asked, never counted
+    :param quorum: for the latest value: if so many of the nearest nodes have the same one, it is taken for the latest;
+        if they do not, twice as many are asked, and all of the beam while none has any
     """
 
-    def __init__(self, target: DHTID, beam_size: int, own_id: DHTID | None = None) -> None:
+    def __init__(
+        self, target: DHTID, beam_size: int, own_id: DHTID | None = None, *, quorum: int | None = None
+    ) -> None:
         self.target = target
         self.beam_size = beam_size
         self.own_id = own_id
+        self.quorum = quorum
+        #: what `beam_size` may become
+        self.widest = beam_size
+        # what the nodes that have answered have, None for nothing
+        self._versions: dict[DHTID, object] = {}
+        self._any_version = False
         self.states: dict[DHTID, NodeState] = {}
         self.peers: dict[DHTID, PeerID] = {}
         self._by_distance: list[tuple[int, DHTID]] = []
@@ -56,6 +66,9 @@ class Lookup:
         self._depth: dict[DHTID, int] = {}
         #: answers that built on each other, at the longest
         self.hops = 0
+        # nodes that take long to answer
+        self._slow: set[DHTID] = set()
+        self._agree_on_beam()
 
     def hear(self, nodes: Iterable[Node], depth: int = 0) -> None:
         """Note that somebody has named ``nodes``, after ``depth`` answers. Of two peers under one id the first
@@ -72,7 +85,7 @@ class Lookup:
         """The nearest node in the beam that has not been asked."""
         if self._stopped or self._asked >= MAX_CONTACTS_PER_BEAM * self.beam_size:
             return None
-        for _, node_id in self._by_distance[: self.beam_size]:
+        for _, node_id in self._by_distance[: self._reach]:
             if self.states[node_id] is NodeState.HEARD:
                 return node_id
         return None
@@ -81,9 +94,14 @@ class Lookup:
         """Whether asking this node would serve this search: it is in the beam and has not been asked."""
         if self._stopped or self.states.get(node_id) is not NodeState.HEARD:
             return False
-        if len(self._by_distance) <= self.beam_size:
+        if len(self._by_distance) <= self._reach:
             return True
-        return (node_id ^ self.target) <= self._by_distance[self.beam_size - 1][0]
+        return (node_id ^ self.target) <= self._by_distance[self._reach - 1][0]
+
+    @property
+    def _reach(self) -> int:
+        """Of how many of the nearest nodes one may be asked: while some are slow, others are asked in their stead."""
+        return self.beam_size + len(self._slow)
 
     def ask(self, node_id: DHTID) -> None:
         """Note that the node is being asked."""
@@ -93,23 +111,45 @@ class Lookup:
     def answer(self, node_id: DHTID, named: Iterable[Node]) -> None:
         """Note that the node has answered, and whom it named."""
         self.states[node_id] = NodeState.ANSWERED
+        self._slow.discard(node_id)
         depth = self._depth[node_id] + 1
         self.hops = max(self.hops, depth)
         self.hear(named, depth)
+        self._agree_on_beam()
 
     def fail(self, node_id: DHTID) -> None:
         """Note that the node has not answered: the beam reaches one farther."""
         self.states[node_id] = NodeState.FAILED
         self.failures += 1
+        self._slow.discard(node_id)
         self._by_distance.remove((node_id ^ self.target, node_id))
+        self._agree_on_beam()
+
+    def doubt(self, node_id: DHTID) -> None:
+        """Note that the node takes long to answer; it may still do."""
+        if self.states[node_id] is NodeState.ASKED:
+            self._slow.add(node_id)
 
     def stop(self) -> None:
         """End the search: what it was for has been found."""
         self._stopped = True
 
-    def narrow(self, beam_size: int) -> None:
-        """Be content with the answers of so many of the nearest nodes."""
-        self.beam_size = min(self.beam_size, beam_size)
+    def note_version(self, node_id: DHTID, version: object) -> None:
+        """Note what a node has, before its answer is noted: equal if the same, None for nothing."""
+        self._versions[node_id] = version
+        self._any_version |= version is not None
+
+    def _agree_on_beam(self) -> None:
+        """As ``quorum`` asks for."""
+        if self.quorum is None:
+            return
+        nearest = [node_id for _, node_id in self._by_distance[: self.quorum]]
+        if all(self.states[node_id] is NodeState.ANSWERED for node_id in nearest):
+            versions = {self._versions.get(node_id) for node_id in nearest}
+            if len(versions) > 1 or None in versions:
+                self.beam_size = min(self.widest, 2 * self.quorum) if self._any_version else self.widest
+                return
+        self.beam_size = min(self.widest, self.quorum)
 
     @property
     def finished(self) -> bool:
@@ -186,6 +226,12 @@ class LookupPlan:
                 lookup.answer(request.node_id, list(named[target])[:MAX_NEIGHBORS])
             else:
                 lookup.fail(request.node_id)
+
+    def doubt(self, request: Request) -> None:
+        """Note that the answer to ``request`` takes long."""
+        for target in request.targets:
+            if target in self._open:
+                self._open[target].doubt(request.node_id)
 
     def fail(self, request: Request) -> None:
         """Note that ``request`` was not answered."""

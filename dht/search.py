@@ -68,7 +68,7 @@ async def run_lookups(
     lookups = list(lookups)
     run = _Run(LookupPlan(lookups, chunk_size), ask, on_finished, num_workers, patience)
     run.window = 1 if one_first else run.workers
-    run.widest = max((lookup.beam_size for lookup in lookups), default=1)
+    run.widest = max((lookup.widest for lookup in lookups), default=1)
     await run.run(deadline)
 
 
@@ -123,7 +123,7 @@ class _Run:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         began = loop.time()
-        overdue = loop.call_later(self._patience.seconds, self._overdue, task, group)
+        overdue = loop.call_later(self._patience.seconds, self._overdue, request, task, group)
         try:
             answer = await self._ask(request)
         finally:
@@ -139,9 +139,10 @@ class _Run:
         self._settle()
         self._pump(group)
 
-    def _overdue(self, task: asyncio.Task[None], group: asyncio.TaskGroup) -> None:
+    def _overdue(self, request: Request, task: asyncio.Task[None], group: asyncio.TaskGroup) -> None:
         if task.cancelling():
             return  # the search ends
+        self._plan.doubt(request)
         self._prompt.discard(task)
         self.window = max(self.window, self.workers)
         self._pump(group)

@@ -153,8 +153,10 @@ class Placement:
         self._exclude_self = exclude_self
         self._replicas = node.num_replicas
         self._targets: dict[DHTID, _Target] = {}
+        self._not_accepted = 0
         for record in records:
             self._targets.setdefault(record.key, _Target([])).records.append(record)
+            self._not_accepted += 1
         #: set once each record was accepted by some node
         self.accepted_once = asyncio.Event()
 
@@ -234,6 +236,9 @@ class Placement:
             self._targets[key].responded += 1
 
     def _note(self, record: Record, accepted: bool) -> None:
-        record.accepted |= accepted
-        if accepted and all(each.accepted for target in self._targets.values() for each in target.records):
+        if not accepted or record.accepted:
+            return
+        record.accepted = True
+        self._not_accepted -= 1
+        if self._not_accepted == 0:
             self.accepted_once.set()

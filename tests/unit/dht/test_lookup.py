@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,3 +137,46 @@ def test_one_request_serves_several_lookups() -> None:
     assert second is not None
     assert len(first.targets) == len(second.targets) == 16
     assert not set(first.targets) & set(second.targets), "all advance at the same pace"
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        ([7, 7, 7, 7, 7], 5),  # they agree
+        ([7, 7, 7, 7, 8], 10),  # one is behind
+        ([7, 7, None, 7, 7], 10),  # one has nothing
+        ([None, None, None, None, None], 20),  # nobody has anything
+        ([None] * 12 + [7], 13),  # somebody far has it, when more than twice as many were asked
+    ],
+)
+def test_a_quorum_saves_requests_where_the_nearest_agree(versions: list[object], expected: int) -> None:
+    lookup = Lookup(DHTID(0), 20, quorum=5)
+    lookup.hear(node(DHTID(number)) for number in range(1, 31))
+    asked = 0
+    while (node_id := lookup.candidate()) is not None:
+        lookup.ask(node_id)
+        lookup.note_version(node_id, dict(enumerate(versions, start=1)).get(node_id))
+        lookup.answer(node_id, [])
+        asked += 1
+    assert lookup.finished
+    assert asked == expected
+
+
+def test_while_nodes_are_slow_others_are_asked() -> None:
+    lookup = Lookup(DHTID(0), 2)
+    lookup.hear(node(DHTID(number)) for number in range(1, 6))
+    for expected in (1, 2):
+        assert lookup.candidate() == expected
+        lookup.ask(DHTID(expected))
+    assert lookup.candidate() is None
+    lookup.doubt(DHTID(1))
+    lookup.doubt(DHTID(1))
+    assert lookup.candidate() == 3
+    lookup.ask(DHTID(3))
+    lookup.answer(DHTID(3), [])
+    lookup.answer(DHTID(2), [])
+    assert lookup.candidate() is None
+    assert not lookup.finished, "the slow one may still answer"
+    lookup.answer(DHTID(1), [])
+    assert lookup.finished
+    assert [node_id for node_id, _ in lookup.nearest(2)] == [1, 2]
