@@ -4,7 +4,8 @@
 
     HivemindError
     ├── ConfigError (ValueError)            an argument or option is wrong: names it, what came, what is allowed
-    │   └── WrongTypeError (TypeError)      it is of a type that is not allowed
+    │   ├── WrongTypeError (TypeError)      it is of a type that is not allowed
+    │   └── NameTakenError (RuntimeError)   it is a name that something else has already
     ├── RuntimeClosedError (RuntimeError)   the network thread is gone (after shutdown, or in a forked child)
     ├── DeadlineExceeded (TimeoutError)     a bounded wait has passed its bound
     ├── P2PDaemonError                      this machine's daemon, or the way to a peer
@@ -61,6 +62,7 @@ __all__ = [
     "InputMismatch",
     "MatchmakingException",
     "MessageTooLarge",
+    "NameTakenError",
     "P2PDaemonError",
     "P2PHandlerError",
     "PeerBusy",
@@ -104,6 +106,10 @@ class ConfigError(HivemindError, ValueError):
 
 class WrongTypeError(ConfigError, TypeError):
     """An argument is of a type that is not allowed, or an object is used in a way that its type does not support."""
+
+
+class NameTakenError(ConfigError, RuntimeError):
+    """A name belongs to something else already; a RuntimeError too, as hivemind 1.1 raises there."""
 
 
 class RuntimeClosedError(HivemindError, RuntimeError):

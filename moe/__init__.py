@@ -15,12 +15,18 @@ from hivemind.lazy import lazy_names
 if TYPE_CHECKING:
     from hivemind.moe.declare import declare_experts as declare_experts
     from hivemind.moe.declare import undeclare_experts as undeclare_experts
+    from hivemind.moe.server.layers.registry import register_expert_class as register_expert_class
+    from hivemind.moe.server.module_backend import ModuleBackend as ModuleBackend
+    from hivemind.moe.server.server import Server as Server
     from hivemind.moe.uid import ExpertInfo as ExpertInfo
     from hivemind.moe.uid import ExpertUID as ExpertUID
 
 #: module → names of ``hivemind.moe`` that live there; a test holds it equal to the imports above
 _HOMES = {
     "hivemind.moe.declare": ("declare_experts", "undeclare_experts"),
+    "hivemind.moe.server.layers.registry": ("register_expert_class",),
+    "hivemind.moe.server.module_backend": ("ModuleBackend",),
+    "hivemind.moe.server.server": ("Server",),
     "hivemind.moe.uid": ("ExpertInfo", "ExpertUID"),
 }
 

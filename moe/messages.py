@@ -22,14 +22,16 @@ from hivemind.compression import (
     split_for_streaming,
 )
 from hivemind.errors import (
-    ExpertError,
+    DeadlineExceeded,
     ExpertFailed,
     HivemindError,
     InputMismatch,
+    MessageTooLarge,
     P2PHandlerError,
     ProtocolViolation,
     SerializationError,
     ServerBusy,
+    TensorLengthError,
     UnknownExpert,
 )
 from hivemind.p2p import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE
@@ -247,12 +249,16 @@ async def _join(chunks: AsyncIterable[runtime_pb2.Tensor], max_bytes: float) -> 
 # -- errors --------------------------------------------------------------------------------------------------------
 
 _NAMED: Mapping[str, type[HivemindError]] = {
-    kind.__name__: kind for kind in (UnknownExpert, InputMismatch, ExpertFailed, SerializationError, ProtocolViolation)
+    kind.__name__: kind
+    for kind in (
+        *(UnknownExpert, InputMismatch, ExpertFailed),
+        *(SerializationError, TensorLengthError, ProtocolViolation, MessageTooLarge, DeadlineExceeded),
+    )
 }
 _FORM = re.compile(r"(\w{1,64})(\(.{0,8192}\))", re.DOTALL)
 
 
-def as_told(error: ExpertError) -> str:
+def as_told(error: HivemindError) -> str:
     """The text under which an error travels, on unary calls and streams alike: its repr."""
     return repr(error)
 
