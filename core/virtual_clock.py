@@ -30,7 +30,10 @@ class _JumpingSelector(selectors.DefaultSelector):
         self._advance = advance
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+        ready: list[tuple[selectors.SelectorKey, int]] = []
+        # what wakes the loop from other threads is not looked at while there is something to do without it
+        if timeout is None or len(self.get_map()) > 1:
+            ready = super().select(0)
         if not ready:
             if timeout is None:
                 raise VirtualDeadlock("nothing is ready and no timer is set: every task waits for another")

@@ -8,6 +8,8 @@ nodes. (Kademlia, section 2.3; the states of a node are those of go-libp2p's que
 from __future__ import annotations
 
 import enum
+import heapq
+import itertools
 from bisect import insort
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
@@ -188,9 +190,10 @@ class LookupPlan:
     """
 
     def __init__(self, lookups: Iterable[Lookup], chunk_size: int) -> None:
-        # in order of their last request, so that all advance at the same pace
         self._open = {lookup.target: lookup for lookup in lookups}
         self._chunk_size = chunk_size
+        # those that may have somebody to ask, in order of their last request, so that all advance at the same pace
+        self._ready = dict(self._open)
         # those of which something was learnt since the last look whether they have finished
         self._changed: set[DHTID] = set(self._open)
 
@@ -201,18 +204,22 @@ class LookupPlan:
 
     def next_request(self) -> Request | None:
         """The next request to send, noted as sent; None if all that can be asked is being asked."""
-        for lookup in self._open.values():
+        ready = self._ready
+        while ready:
+            lookup = next(iter(ready.values()))
             node_id = lookup.candidate()
             if node_id is not None:
                 break
+            del ready[lookup.target]
         else:
             return None
-        others = [other for other in self._open.values() if other is not lookup and other.wants(node_id)]
-        others.sort(key=lambda other: other.target ^ node_id)
-        together = [lookup, *others[: self._chunk_size - 1]]
+        together = [lookup]
+        if len(ready) > 1:
+            others = [other for other in ready.values() if other is not lookup and other.wants(node_id)]
+            together += heapq.nsmallest(self._chunk_size - 1, others, key=lambda other: other.target ^ node_id)
         for each in together:
             each.ask(node_id)
-            self._open[each.target] = self._open.pop(each.target)
+            ready[each.target] = ready.pop(each.target)
         return Request(node_id, lookup.peers[node_id], [each.target for each in together])
 
     def answer(self, request: Request, named: Mapping[DHTID, Iterable[Node]]) -> None:
@@ -223,15 +230,18 @@ class LookupPlan:
             if lookup is None:
                 continue
             if target in named:
-                lookup.answer(request.node_id, list(named[target])[:MAX_NEIGHBORS])
+                lookup.answer(request.node_id, itertools.islice(named[target], MAX_NEIGHBORS))
             else:
                 lookup.fail(request.node_id)
+            self._ready.setdefault(target, lookup)
 
     def doubt(self, request: Request) -> None:
         """Note that the answer to ``request`` takes long."""
         for target in request.targets:
-            if target in self._open:
-                self._open[target].doubt(request.node_id)
+            lookup = self._open.get(target)
+            if lookup is not None:
+                lookup.doubt(request.node_id)
+                self._ready.setdefault(target, lookup)
 
     def fail(self, request: Request) -> None:
         """Note that ``request`` was not answered."""
@@ -244,6 +254,7 @@ class LookupPlan:
         done = [lookup for lookup in lookups if lookup is not None and lookup.finished]
         for lookup in done:
             del self._open[lookup.target]
+            self._ready.pop(lookup.target, None)
         return done
 
     def take_all(self) -> list[Lookup]:

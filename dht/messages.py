@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -67,7 +68,7 @@ def parse_id(raw: bytes) -> DHTID:
 _parse_peer = lru_cache(maxsize=8192)(PeerID)
 
 
-@dataclass
+@dataclass(slots=True)
 class IncomingRecord:
     """One record of a store request."""
 
@@ -122,14 +123,24 @@ async def drop_invalid(records: Sequence[IncomingRecord], validator: RecordValid
 
 def parse_neighbors(result: dht_pb2.FindResult, excluded: tuple[DHTID, PeerID | None]) -> dict[DHTID, PeerID]:
     """Whom a peer names as nearest; malformed ones and ``excluded`` are left out."""
+    raw_ids, raw_peers = result.nearest_node_ids[:MAX_NEIGHBORS], result.nearest_peer_ids[:MAX_NEIGHBORS]
+    own_id, own_peer = excluded
+    if own_peer is not None and own_peer.to_bytes() in raw_peers:
+        both = [each for each in zip(raw_ids, raw_peers, strict=False) if each[1] != own_peer.to_bytes()]
+        raw_ids, raw_peers = [raw_id for raw_id, _ in both], [raw_peer for _, raw_peer in both]
+    try:
+        nearest = dict(zip(map(parse_id, raw_ids), map(_parse_peer, raw_peers), strict=False))
+    except (ProtocolViolation, ConfigError):
+        nearest = _parse_one_by_one(raw_ids, raw_peers)
+    nearest.pop(own_id, None)
+    return nearest
+
+
+def _parse_one_by_one(raw_ids: Iterable[bytes], raw_peers: Iterable[bytes]) -> dict[DHTID, PeerID]:
     nearest: dict[DHTID, PeerID] = {}
-    for raw_id, raw_peer in zip(result.nearest_node_ids[:MAX_NEIGHBORS], result.nearest_peer_ids, strict=False):
-        try:
-            node_id, peer_id = parse_id(raw_id), _parse_peer(raw_peer)
-        except (ProtocolViolation, ConfigError):
-            continue
-        if node_id != excluded[0] and peer_id != excluded[1]:
-            nearest[node_id] = peer_id
+    for raw_id, raw_peer in zip(raw_ids, raw_peers, strict=False):
+        with suppress(ProtocolViolation, ConfigError):
+            nearest[parse_id(raw_id)] = _parse_peer(raw_peer)
     return nearest
 
 

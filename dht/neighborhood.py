@@ -78,14 +78,16 @@ class Neighborhood:
         """A node has called, or has answered."""
         if self._scope.closed:
             return  # this one is leaving
-        known = self.routing_table.uid_to_peer_id.get(node_id) == peer_id
-        oldest = self.routing_table.add_or_update_node(node_id, peer_id)
-        if self.routing_table.uid_to_peer_id.get(node_id) == peer_id:
+        table = self.routing_table
+        if table.touch(node_id, peer_id):
             self._heard[node_id] = asyncio.get_running_loop().time()
-            self._gone.discard(node_id)
+            return
+        oldest = table.add_or_update_node(node_id, peer_id)
         if oldest is not None:
             self._scope.start(self._ping(oldest[1]), name="ping of the member longest unseen")
-        elif not known and self.routing_table.uid_to_peer_id.get(node_id) == peer_id:
+        elif table.uid_to_peer_id.get(node_id) == peer_id:
+            self._heard[node_id] = asyncio.get_running_loop().time()
+            self._gone.discard(node_id)
             self.lost_peers.pop(peer_id, None)
             self._welcome(node_id, peer_id)
 

@@ -31,7 +31,7 @@ from hivemind.dht.records import (
     RESERVED_SUBKEYS,
     Subkey,
 )
-from hivemind.dht.routing import DHTID, RoutingTable
+from hivemind.dht.routing import DHTID, ID_BYTES, RoutingTable
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue, StoredValue
 from hivemind.dht.validation import RecordValidatorBase
 from hivemind.errors import (
@@ -394,7 +394,7 @@ class DHTProtocol(ServicerBase):
             key = parse_id(raw_key)
             result = self._found_here(key)
             nearest = self.routing_table.get_nearest_neighbors(key, self.bucket_size, exclude=sender)
-            result.nearest_node_ids.extend([node_id.to_bytes() for node_id, _ in nearest])
+            result.nearest_node_ids.extend([int.to_bytes(node_id, ID_BYTES, "big") for node_id, _ in nearest])
             result.nearest_peer_ids.extend([peer_id.to_bytes() for _, peer_id in nearest])
             size += len(result.value) + 64 * (len(nearest) + 1)
             if size > _MAX_ANSWER_BYTES:

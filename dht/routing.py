@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import secrets
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal, overload
 
@@ -22,6 +21,8 @@ ID_BYTES: Final = 20
 
 class DHTID(int):
     """A 160-bit id of a node or a key. The distance of two ids is their XOR."""
+
+    __slots__ = ()
 
     MIN: Final = 0
     #: one above the greatest id
@@ -96,6 +97,17 @@ class KBucket:
     :param lower: first id of the range
     :param upper: one above its last id; the range is aligned and its size a power of two
     """
+
+    __slots__ = (
+        "depth",
+        "last_updated",
+        "lower",
+        "nodes_requested_for_ping",
+        "nodes_to_peer_id",
+        "replacement_nodes",
+        "size",
+        "upper",
+    )
 
     def __init__(self, lower: int, upper: int, size: int, depth: int = 0) -> None:
         self.lower = lower
@@ -183,13 +195,15 @@ class RoutingTable:
         self.depth_modulo = depth_modulo
         #: in order of their ranges, which together cover all ids
         self.buckets: list[KBucket] = [KBucket(DHTID.MIN, DHTID.MAX, bucket_size)]
+        # where each of them begins
+        self._lowers: list[int] = [DHTID.MIN]
         # of members of buckets only
         self.peer_id_to_uid: dict[PeerID, DHTID] = {}
         self.uid_to_peer_id: dict[DHTID, PeerID] = {}
 
     def get_bucket_index(self, node_id: int) -> int:
         """The index of the bucket whose range covers ``node_id``."""
-        return bisect_right(self.buckets, node_id, key=lambda bucket: bucket.lower) - 1
+        return bisect_right(self._lowers, node_id) - 1
 
     def add_or_update_node(self, node_id: DHTID, peer_id: PeerID) -> tuple[DHTID, PeerID] | None:
         """Note that a node was heard of just now.
@@ -209,10 +223,21 @@ class RoutingTable:
             if not self._may_split(bucket):
                 return bucket.request_ping_node()
             index = self.get_bucket_index(node_id)
-            self.buckets[index : index + 1] = bucket.split()
+            halves = bucket.split()
+            self.buckets[index : index + 1] = halves
+            self._lowers.insert(index + 1, halves[1].lower)
             bucket = self.buckets[self.get_bucket_index(node_id)]
         self._index(node_id, peer_id)
         return None
+
+    def touch(self, node_id: DHTID, peer_id: PeerID) -> bool:
+        """Note that a member was heard of just now.
+
+        :returns: False if it is none
+        """
+        if self.uid_to_peer_id.get(node_id) != peer_id:
+            return False
+        return self.buckets[self.get_bucket_index(node_id)].add_or_update_node(node_id, peer_id)
 
     def get(self, *, node_id: DHTID | None = None, peer_id: PeerID | None = None) -> Any:
         """The peer of a node id, or the node id of a peer; None if it is unknown."""
@@ -225,21 +250,36 @@ class RoutingTable:
     ) -> list[tuple[DHTID, PeerID]]:
         """Up to ``k`` known nodes nearest to ``query_id``, nearest first; never this node itself."""
         query = int(query_id)
-        if len(self.buckets) == 1:
-            found: list[tuple[DHTID, PeerID]] = list(self.buckets[0].nodes_to_peer_id.items())
-        else:
-            # seen from the query, the aligned ranges of the buckets are disjoint intervals of distance
-            found = []
-            wanted = k + (exclude is not None)
-            for bucket in sorted(self.buckets, key=lambda each: (each.lower ^ query) & -(each.upper - each.lower)):
-                found.extend(bucket.nodes_to_peer_id.items())
-                if len(found) >= wanted:
-                    break
-        if exclude is not None:
-            found = [node for node in found if node[0] != exclude]
-        if len(found) <= k:
-            return sorted(found, key=lambda node: node[0] ^ query)
-        return heapq.nsmallest(k, found, key=lambda node: node[0] ^ query)
+        wanted = k + (exclude is not None)
+        found: list[DHTID] = []
+        for bucket in self._outward(query):
+            found += bucket.nodes_to_peer_id
+            if len(found) >= wanted:
+                break
+        found.sort(key=query.__xor__)
+        peers = self.uid_to_peer_id
+        return [(node_id, peers[node_id]) for node_id in found if node_id != exclude][:k]
+
+    def _outward(self, query: int) -> Iterator[KBucket]:
+        """The buckets by their distance from ``query``: seen from there, their ranges are disjoint intervals of
+        distance. They are those of a binary tree; at each level on the way up the other half comes next."""
+        first = bisect_right(self._lowers, query) - 1
+        end = first + 1
+        lower, size = self.buckets[first].lower, self.buckets[first].upper - self.buckets[first].lower
+        yield self.buckets[first]
+        while size < DHTID.MAX:
+            # buckets[first:end] cover the range of this size that begins at lower
+            if lower & size:
+                lower -= size
+                end_of_half, first = first, bisect_left(self._lowers, lower)
+                half = self.buckets[first:end_of_half]
+            else:
+                begin_of_half, end = end, bisect_left(self._lowers, lower + 2 * size)
+                half = self.buckets[begin_of_half:end]
+            size *= 2
+            if len(half) > 1:
+                half.sort(key=lambda each: (each.lower ^ query) & -(each.upper - each.lower))
+            yield from half
 
     def __len__(self) -> int:
         return sum(len(bucket.nodes_to_peer_id) for bucket in self.buckets)

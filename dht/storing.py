@@ -40,7 +40,7 @@ logger = get_logger(__name__)
 _WITNESSES: Final = 3
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Record:
     """One value on its way."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -45,15 +45,21 @@ CLEAR = Conditions()
 
 
 class Fault:
-    """A fault in force; `heal` or the end of a ``with`` block ends it."""
+    """A fault in force; `heal` or the end of a ``with`` block ends it.
 
-    def __init__(self, what: str, conditions: Conditions, applies: Callable[[PeerID, PeerID], bool]) -> None:
+    :param applies: whether it bears on a message from the first peer to the second; None: it bears on all
+    """
+
+    def __init__(self, what: str, conditions: Conditions, applies: Callable[[PeerID, PeerID], bool] | None) -> None:
         self.what = what
         self.conditions = conditions
-        #: whether it bears on a message from the first peer to the second
         self.applies = applies
         #: set by the network: forgets this fault
         self.on_heal: Callable[[Fault], None] | None = None
+
+    def bears_on(self, source: PeerID, target: PeerID) -> bool:
+        """Whether a message from ``source`` to ``target`` meets it."""
+        return self.applies is None or self.applies(source, target)
 
     def heal(self) -> None:
         """End the fault. Idempotent."""
@@ -73,12 +79,11 @@ class Fault:
         return f"<Fault {self.what}>"
 
 
-def combine(faults: list[Fault], source: PeerID, target: PeerID) -> Conditions:
-    """All ``faults`` that bear on the way from ``source`` to ``target`` as one: delays add up, the narrowest rate
-    counts, losses are independent."""
-    bearing = [fault.conditions for fault in faults if fault.applies(source, target)]
-    if not bearing:
-        return CLEAR
+def combine(conditions: Iterable[Conditions]) -> Conditions:
+    """Several conditions as one: delays add up, the narrowest rate counts, losses are independent."""
+    bearing = list(conditions)
+    if len(bearing) < 2:
+        return bearing[0] if bearing else CLEAR
     passing = 1.0
     for each in bearing:
         passing *= 1.0 - each.loss

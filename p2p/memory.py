@@ -121,8 +121,9 @@ class MemoryNetwork:
         if host is None or host.dead:
             return
         host.dead = True
-        for other in self._links.hosts.values():
-            if host.peer_id in other.connected:
+        for remote in list(host.connected):
+            other = self._links.hosts.get(remote)
+            if other is not None:
                 self._links.break_connection(other, host.peer_id, f"the connection to {host.peer_id} broke")
         for live in list(host.live):
             live.break_off("killed")
@@ -132,9 +133,9 @@ class MemoryNetwork:
         self._links.hosts.pop(host.peer_id)
 
 
-def _both_ways(between: tuple[Peer, Peer] | None) -> Callable[[PeerID, PeerID], bool]:
+def _both_ways(between: tuple[Peer, Peer] | None) -> Callable[[PeerID, PeerID], bool] | None:
     if between is None:
-        return lambda source, target: True
+        return None
     pair = {_id(between[0]), _id(between[1])}
     return lambda source, target: {source, target} == pair
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Protocol
 
 from multiaddr import Multiaddr
 
 from hivemind.aio import TaskScope
-from hivemind.errors import StreamReset
 from hivemind.identity import PeerID
-from hivemind.p2p.transport import Buffer, Mode
+from hivemind.p2p.transport import Mode
 
-__all__ = ["Breakable", "Call", "Client", "Host", "Registration"]
+__all__ = ["Breakable", "Client", "Host", "Registration"]
 
 
 class Client(Protocol):
@@ -27,27 +25,7 @@ class Client(Protocol):
 class Breakable(Protocol):
     """A call or one end of a stream: what ends when its connection breaks."""
 
-    @property
-    def remote_id(self) -> PeerID: ...
-
     def break_off(self, why: str) -> None: ...
-
-
-class Call:
-    """A unary call on its way, known to both peers."""
-
-    __slots__ = ("outcome", "remote_id", "task")
-
-    def __init__(self, remote_id: PeerID, outcome: asyncio.Future[tuple[Buffer | None, str]]) -> None:
-        self.remote_id = remote_id
-        self.outcome = outcome
-        self.task: asyncio.Task[Any] | None = None
-
-    def break_off(self, why: str) -> None:
-        if not self.outcome.done():
-            self.outcome.set_exception(StreamReset(why))
-        if self.task is not None:
-            self.task.cancel()
 
 
 class Registration:
@@ -69,13 +47,16 @@ class Registration:
 class Host:
     """What several clients of one peer share, as those of one daemon do."""
 
+    __slots__ = ("bytes_in", "bytes_out", "clients", "connected", "dead", "handlers", "live", "number", "peer_id")
+
     def __init__(self, peer_id: PeerID, number: int) -> None:
         self.peer_id = peer_id
         self.number = number
         self.clients: list[Client] = []
         self.handlers: dict[str, Registration] = {}
         self.connected: set[PeerID] = set()
-        self.live: dict[Breakable, None] = {}
+        #: calls and streams of this peer, with the peer at their other end
+        self.live: dict[Breakable, PeerID] = {}
         self.dead = False
         self.bytes_in = self.bytes_out = 0
 

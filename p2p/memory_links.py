@@ -31,19 +31,21 @@ class Links:
         #: those alive
         self.hosts: dict[PeerID, Host] = {}
         self._faults: list[Fault] = []
-        # what holds between two peers now; emptied whenever a fault comes or goes
-        self._known: dict[tuple[PeerID, PeerID], Conditions] = {}
+        # those that bear on some ways only, and what the others amount to
+        self._local: list[Fault] = []
+        self._everywhere = CLEAR
+        self._combined: dict[tuple[Fault, ...], Conditions] = {}
         # when the line from one peer to another is free again (`bandwidth`)
         self._busy_until: dict[tuple[PeerID, PeerID], float] = {}
         self._changed: asyncio.Future[None] | None = None
         self._held: list[tuple[Host, Host, Callable[[], None]]] = []
         self._cut_timers: dict[Fault, asyncio.TimerHandle] = {}
 
-    def begin(self, what: str, conditions: Conditions, applies: Callable[[PeerID, PeerID], bool]) -> Fault:
+    def begin(self, what: str, conditions: Conditions, applies: Callable[[PeerID, PeerID], bool] | None) -> Fault:
         fault = Fault(what, conditions, applies)
         fault.on_heal = self._heal
         self._faults.append(fault)
-        self._known.clear()
+        self._sort()
         if conditions.cut:
             loop = asyncio.get_running_loop()
             self._cut_timers[fault] = loop.call_later(CONNECTION_TIMEOUT, self._break_cut, fault)
@@ -51,7 +53,7 @@ class Links:
 
     def _heal(self, fault: Fault) -> None:
         self._faults.remove(fault)
-        self._known.clear()
+        self._sort()
         timer = self._cut_timers.pop(fault, None)
         if timer is None:
             return
@@ -60,33 +62,41 @@ class Links:
         for source, target, callback in held:
             self.deliver(source, target, callback)
         for host in list(self.hosts.values()):
-            for live in list(host.live):
-                if isinstance(live, MemoryStream) and not self._conditions(live.remote_id, host.peer_id).cut:
+            for live, remote in list(host.live.items()):
+                if isinstance(live, MemoryStream) and not self.is_cut(remote, host.peer_id):
                     live.released()
         changed, self._changed = self._changed, None
         if changed is not None:
             changed.set_result(None)
 
+    def _sort(self) -> None:
+        self._local = [fault for fault in self._faults if fault.applies is not None]
+        self._everywhere = combine(fault.conditions for fault in self._faults if fault.applies is None)
+        self._combined.clear()
+
     def _break_cut(self, fault: Fault) -> None:
         for host in list(self.hosts.values()):
             for remote in list(host.connected):
-                if fault.applies(host.peer_id, remote) or fault.applies(remote, host.peer_id):
+                if fault.bears_on(host.peer_id, remote) or fault.bears_on(remote, host.peer_id):
                     self.break_connection(host, remote, f"the connection to {remote} broke: nothing came for a while")
 
     def break_connection(self, host: Host, remote: PeerID, why: str) -> None:
         host.connected.discard(remote)
-        for live in list(host.live):
-            if live.remote_id == remote:
+        for live, other in list(host.live.items()):
+            if other == remote:
                 live.break_off(why)
 
     def _conditions(self, source: PeerID, target: PeerID) -> Conditions:
-        if not self._faults:
-            return CLEAR
-        key = (source, target)
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = combine(self._faults, source, target)
-        return known
+        if not self._local:
+            return self._everywhere
+        bearing = tuple(fault for fault in self._local if fault.bears_on(source, target))
+        if bearing not in self._combined:
+            self._combined[bearing] = combine([self._everywhere, *(fault.conditions for fault in bearing)])
+        return self._combined[bearing]
+
+    def is_cut(self, source: PeerID, target: PeerID) -> bool:
+        """Whether nothing passes from one to the other at present."""
+        return bool(self._faults) and self._conditions(source, target).cut
 
     def arrival(self, source: Host, target: Host, size: int) -> float | None:
         now = asyncio.get_running_loop().time()
@@ -123,7 +133,7 @@ class Links:
         :raises PeerUnreachable: if that takes longer than ``seconds``
         """
         deadline = Deadline.after(seconds)
-        while self._conditions(source.peer_id, target).cut:
+        while self.is_cut(source.peer_id, target):
             if self._changed is None or self._changed.done():
                 self._changed = asyncio.get_running_loop().create_future()
             try:
@@ -149,14 +159,20 @@ class Links:
             raise StreamReset(f"the connection to {target.peer_id} broke")
 
     async def reach(self, source: Host, peer: PeerID) -> Host:
-        """Dial ``peer`` unless connected.
+        """`dial`, as soon as nothing cuts the way.
 
-        :raises PeerUnreachable: if it is dead, unknown, oneself or cut off
+        :raises PeerUnreachable: also if it is cut for too long
+        """
+        await self._wait_for_way(source, peer, DIAL_TIMEOUT)
+        return self.dial(source, peer)
+
+    def dial(self, source: Host, peer: PeerID) -> Host:
+        """Connect to ``peer``, unless connected.
+
+        :raises PeerUnreachable: if it is dead, unknown or oneself
         """
         if peer == source.peer_id:
             raise PeerUnreachable(f"{peer}: dial to self attempted")
-        if self._faults:
-            await self._wait_for_way(source, peer, DIAL_TIMEOUT)
         host = self.hosts.get(peer)
         if host is None or not host.clients:
             raise PeerUnreachable(f"{peer}: routing: not found")

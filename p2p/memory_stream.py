@@ -74,7 +74,7 @@ class MemoryStream:
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         #: called once, when the stream is over for this end
-        self.on_over: Callable[[], None] | None = None
+        self.on_over: Callable[[], object] | None = None
         #: callee only: the handler's task, cancelled when the caller resets
         self.task: asyncio.Task[None] | None = None
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 from multiaddr import Multiaddr
 
@@ -15,17 +13,15 @@ from hivemind.errors import (
     DaemonDied,
     DaemonStartError,
     P2PDaemonError,
-    P2PHandlerError,
     PeerUnreachable,
-    ProtocolNotSupported,
-    StreamReset,
 )
 from hivemind.identity import PeerID, PeerInfo
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, check_request
-from hivemind.p2p.memory_host import Call, Client, Host, Registration
+from hivemind.p2p.memory_call import MemoryCall, handler_of
+from hivemind.p2p.memory_host import Host, Registration
 from hivemind.p2p.memory_links import Links, Way
 from hivemind.p2p.memory_stream import MemoryStream, stream_pair
-from hivemind.p2p.serving import answer, end_handlers, serve_stream
+from hivemind.p2p.serving import end_handlers, serve_stream
 from hivemind.p2p.transport import Buffer, Mode, StreamHandler, UnaryHandler
 
 __all__ = ["MemoryTransport"]
@@ -33,6 +29,8 @@ __all__ = ["MemoryTransport"]
 
 class MemoryTransport:
     """One client of a peer of the in-memory network (`transport.Transport`). Made by `MemoryNetwork.transport`."""
+
+    __slots__ = ("_closed", "_host", "_initial_peers", "_links", "_names", "_scope")
 
     def __init__(self, links: Links, host: Host, initial_peers: Sequence[Multiaddr]) -> None:
         self._links = links
@@ -75,31 +73,12 @@ class MemoryTransport:
         deadline.check(f"call of {name}")
         data = request if isinstance(request, bytes) else bytes(request)
         check_request(len(data), len(peer.to_bytes()), name, DEFAULT_MAX_MSG_SIZE)
-        return await with_deadline(self._call(peer, name, data), deadline, f"call of {name} on {peer}")
-
-    async def _call(self, peer: PeerID, name: str, data: bytes) -> Buffer:
         links = self._links
-        here, there = self._host, await links.reach(self._host, peer)
-        await links.carry(here, there, len(data))
-        client, handler = _handler_of(there, name, Mode.UNARY)
-        outcome: asyncio.Future[tuple[Buffer | None, str]] = asyncio.get_running_loop().create_future()
-        near, far = Call(peer, outcome), Call(here.peer_id, outcome)
-        near.task = far.task = client.scope.start(_serve_call(handler, name, data, here.peer_id, outcome), name=name)
-        near.task.add_done_callback(lambda _: _give_up(outcome, name))
-        here.live[near] = there.live[far] = None
-        try:
-            result, error = await outcome
-        except asyncio.CancelledError:
-            task = near.task
-            links.deliver(here, there, lambda: _cancel(task))
-            raise
-        finally:
-            here.live.pop(near, None)
-            there.live.pop(far, None)
-        await links.carry(there, here, len(error) if result is None else len(result))
-        if result is None:
-            raise P2PHandlerError(error)
-        return result if isinstance(result, bytes) else bytes(result)
+        if links.is_cut(self._host.peer_id, peer):
+            there = await with_deadline(links.reach(self._host, peer), deadline, f"call of {name} on {peer}")
+        else:
+            there = links.dial(self._host, peer)
+        return await MemoryCall(links, self._host, there, name, data).run(deadline)
 
     async def open(self, peer: PeerID, name: str, mode: Mode, deadline: Deadline) -> MemoryStream:
         self._check_open()
@@ -112,9 +91,9 @@ class MemoryTransport:
         links = self._links
         here, there = self._host, await links.reach(self._host, peer)
         await links.carry(here, there, 0)
-        client, handler = _handler_of(there, name, mode)
+        client, handler = handler_of(there, name, mode)
         near, far = stream_pair(here.peer_id, peer, mode, Way(links, here, there), Way(links, there, here))
-        here.live[near] = there.live[far] = None
+        here.live[near], there.live[far] = peer, here.peer_id
         near.on_over = lambda: here.live.pop(near, None)
         far.on_over = lambda: there.live.pop(far, None)
         far.task = client.scope.start(serve_stream(handler, name, far), name=name)
@@ -211,31 +190,6 @@ class MemoryTransport:
             raise DaemonDied(-9, "killed by MemoryNetwork.kill")
         if self not in self._host.clients:
             raise P2PDaemonError("this peer was not started")
-
-
-async def _serve_call(
-    handler: UnaryHandler, name: str, data: bytes, remote: PeerID, outcome: asyncio.Future[tuple[Buffer | None, str]]
-) -> None:
-    result = await answer(handler, name, data, remote, DEFAULT_MAX_MSG_SIZE)
-    if not outcome.done():
-        outcome.set_result(result)
-
-
-def _give_up(outcome: asyncio.Future[tuple[Buffer | None, str]], name: str) -> None:
-    if not outcome.done():
-        outcome.set_exception(StreamReset(f"call of {name}: the peer gave up"))
-
-
-def _cancel(task: asyncio.Task[Any] | None) -> None:
-    if task is not None:
-        task.cancel()
-
-
-def _handler_of(host: Host, name: str, mode: Mode) -> tuple[Client, Any]:
-    known = host.handlers.get(name)
-    if known is None or known.mode is not mode:
-        raise ProtocolNotSupported(f"{host.peer_id}: protocol not supported: {name}")
-    return known.pick()
 
 
 def _peer_of(address: Multiaddr) -> PeerID:

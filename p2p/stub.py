@@ -50,14 +50,19 @@ def make_stub(
 
 
 def _caller(handler: RPCHandler, wire_name: Callable[[str, str | None], str]) -> Callable[..., Any]:
+    plain = wire_name(handler.method_name, None)
+
+    def name_for(namespace: str | None) -> str:
+        return plain if namespace is None else wire_name(handler.method_name, namespace)
+
     async def call(self: StubBase, input: Any, timeout: float | None = None) -> Any:
-        name = wire_name(handler.method_name, self._namespace)
+        name = name_for(self._namespace)
         return await self._p2p.call_protobuf_handler(self._peer, name, input, handler.output_type, timeout=timeout)
 
     async def iterate(self: StubBase, input: Any, timeout: float | None = None) -> Any:
         if timeout is not None:
             raise ConfigError("timeout", timeout, "None: bound the reading of a stream of answers instead")
-        name = wire_name(handler.method_name, self._namespace)
+        name = name_for(self._namespace)
         return await self._p2p.iterate_protobuf_handler(self._peer, name, input, handler.output_type)
 
     caller = iterate if handler.stream_output else call
