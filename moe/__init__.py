@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from hivemind.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from hivemind.moe.client.expert import RemoteExpert as RemoteExpert
+    from hivemind.moe.client.expert import get_experts as get_experts
     from hivemind.moe.declare import declare_experts as declare_experts
     from hivemind.moe.declare import undeclare_experts as undeclare_experts
     from hivemind.moe.server.layers.registry import register_expert_class as register_expert_class
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 #: module → names of ``hivemind.moe`` that live there; a test holds it equal to the imports above
 _HOMES = {
+    "hivemind.moe.client.expert": ("RemoteExpert", "get_experts"),
     "hivemind.moe.declare": ("declare_experts", "undeclare_experts"),
     "hivemind.moe.server.layers.registry": ("register_expert_class",),
     "hivemind.moe.server.module_backend": ("ModuleBackend",),

@@ -23,6 +23,8 @@ from hivemind.p2p import P2P
 from hivemind.proto import runtime_pb2
 from hivemind.utils import get_dht_time
 from tests.compat import service, workload
+from tests.compat.legacy_experts import experts_serve as experts_serve
+from tests.compat.legacy_experts import experts_stop as experts_stop
 from tests.compat.packing import pack_tensor, unpack_tensor
 from tests.support import nat_lab
 

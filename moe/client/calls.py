@@ -1,0 +1,154 @@
+"""Calls of experts: one message or a stream, bounded in time and memory, patient with servers that are busy.
+
+All functions are coroutines of the network thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+import torch
+
+from hivemind.aio import with_deadline
+from hivemind.clock import Deadline
+from hivemind.errors import P2PHandlerError, PeerBusy, ServerBusy
+from hivemind.moe.messages import (
+    ExpertSchema,
+    decode,
+    fits_unary,
+    named_error,
+    read_responses,
+    read_schema,
+    split_requests,
+)
+from hivemind.p2p import StubBase
+from hivemind.proto import runtime_pb2
+
+__all__ = ["DEFAULT_TIMEOUT", "MAX_ANSWER_BYTES", "exchange", "expert_backward", "expert_forward", "fetch_schema"]
+
+#: Seconds for one call of an expert, its waits included, where nothing else is said.
+DEFAULT_TIMEOUT: Final = 120.0
+#: Bytes of a streamed answer where its size is not known beforehand.
+MAX_ANSWER_BYTES: Final = 2**30
+#: Seconds before a call is repeated to a peer that is busy and does not say for how long; doubled each time.
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 2.0
+
+
+async def fetch_schema(uid: str, stub: StubBase, deadline: Deadline) -> ExpertSchema:
+    """What the expert takes and gives.
+
+    :raises UnknownExpert: if the server has no such expert
+    :raises P2PDaemonError: if the server cannot be reached
+    :raises DeadlineExceeded: if it does not answer in time
+    :raises SerializationError: if what it answers is no schema
+    """
+    request = runtime_pb2.ExpertUID(uid=uid)
+    try:
+        return read_schema(await stub.rpc_info(request, timeout=deadline.timeout()))
+    except P2PHandlerError as error:
+        raise named_error(error) from error
+
+
+async def expert_forward(
+    uid: str,
+    inputs: Sequence[torch.Tensor],
+    serialized_tensors: Iterable[runtime_pb2.Tensor],
+    stub: StubBase,
+    *,
+    timeout: float | None = DEFAULT_TIMEOUT,
+) -> list[torch.Tensor]:
+    """Outputs of an expert, flat and unchecked.
+
+    :param inputs: all that it takes, flat: their size says how they travel
+    :param serialized_tensors: the same as messages
+    :param stub: of its server, see `get_server_stub`
+    :param timeout: seconds
+    :raises ExpertError: if the expert or its server cannot answer
+    :raises P2PHandlerError: if it has failed for another reason
+    :raises P2PDaemonError: if the server cannot be reached
+    :raises DeadlineExceeded: if it does not answer in time
+    :raises SerializationError: if its answer is malformed
+    """
+    unary = fits_unary(inputs)
+    return await exchange(stub, "rpc_forward", uid, list(serialized_tensors), Deadline.after(timeout), unary=unary)
+
+
+async def expert_backward(
+    uid: str,
+    inputs_and_grads: Sequence[torch.Tensor],
+    serialized_tensors: Iterable[runtime_pb2.Tensor],
+    stub: StubBase,
+    *,
+    timeout: float | None = DEFAULT_TIMEOUT,
+) -> list[torch.Tensor]:
+    """Gradients of all inputs, flat and unchecked; the expert makes a step of its optimizer. See `expert_forward`.
+
+    :param inputs_and_grads: all inputs, then the gradients of all outputs
+    """
+    unary = fits_unary(inputs_and_grads)
+    return await exchange(stub, "rpc_backward", uid, list(serialized_tensors), Deadline.after(timeout), unary=unary)
+
+
+async def exchange(
+    stub: StubBase,
+    method: str,
+    uid: str,
+    tensors: Sequence[runtime_pb2.Tensor],
+    deadline: Deadline,
+    *,
+    unary: bool,
+    max_bytes: float = MAX_ANSWER_BYTES,
+) -> list[torch.Tensor]:
+    """Ask an expert and decode its answer. While its server is busy, wait as long as it says and ask again.
+
+    :param method: ``rpc_forward`` or ``rpc_backward``
+    :param unary: one message each way; else streams
+    :param max_bytes: bound on the buffers of a streamed answer; one message is bounded anyway
+    :raises ServerBusy: if it still will be when the deadline passes; other errors as `expert_forward`
+    """
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            if unary:
+                return await _in_one_message(stub, method, uid, tensors, deadline)
+            return await with_deadline(_as_stream(stub, method, uid, tensors, max_bytes), deadline, f"expert {uid}")
+        except P2PHandlerError as error:
+            told = named_error(error)
+            if not isinstance(told, ServerBusy):
+                raise told from error
+            busy: PeerBusy = told
+        except PeerBusy as error:
+            busy = error
+        wait = busy.retry_after if isinstance(busy, ServerBusy) else pause
+        pause = min(2 * pause, _LONGEST_PAUSE)
+        # those that were refused together must not come back together
+        wait *= random.uniform(1, 1.5)
+        if wait >= deadline.remaining():
+            raise busy
+        await asyncio.sleep(wait)
+
+
+async def _in_one_message(
+    stub: StubBase, method: str, uid: str, tensors: Sequence[runtime_pb2.Tensor], deadline: Deadline
+) -> list[torch.Tensor]:
+    request = runtime_pb2.ExpertRequest(uid=uid, tensors=tensors)
+    response = await getattr(stub, method)(request, timeout=deadline.timeout())
+    return await decode(response.tensors)
+
+
+async def _as_stream(
+    stub: StubBase, method: str, uid: str, tensors: Sequence[runtime_pb2.Tensor], max_bytes: float
+) -> list[torch.Tensor]:
+    responses: Any = await getattr(stub, f"{method}_stream")(_as_aiter(split_requests(uid, tensors)))
+    async with aclosing(responses):
+        return await read_responses(responses, max_bytes=max_bytes)
+
+
+async def _as_aiter(items: Iterator[runtime_pb2.ExpertRequest]) -> AsyncIterator[runtime_pb2.ExpertRequest]:
+    for item in items:
+        yield item
