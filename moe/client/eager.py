@@ -17,15 +17,14 @@ T = TypeVar("T")
 def outside_of_graphs(function: Callable[P, T]) -> Callable[P, T]:
     """A decorator: ``torch.compile`` ends its graph before ``function`` and begins the next one behind it.
 
-    As `torch.compiler.disable`, which takes seconds at its first use: here that is the first call, and not the import.
+    As `torch.compiler.disable`, which loads the compiler: seconds, here spent only where something is compiled.
     """
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        disabled: Callable[P, T] | None = getattr(function, "__outside_of_graphs", None)
-        if disabled is None:
-            disabled = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-            function.__outside_of_graphs = disabled  # type: ignore[attr-defined]
+        if not torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        disabled: Callable[P, T] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
         return disabled(*args, **kwargs)
 
     return call
