@@ -32,6 +32,7 @@
     │   ├── InputMismatch (ValueError)      the tensors do not fit what the expert takes
     │   ├── ExpertFailed (RuntimeError)     its module raised, or its answer is none
     │   └── ServerBusy (PeerBusy)           the queue is full: says after how many seconds to try again
+    ├── ServerStartError (RuntimeError)     a server of experts in another process did not start: carries its words
     ├── MatchmakingException                no group was formed
     └── AllreduceException                  an averaging round failed
         └── BannedException                 this peer was excluded from the round
@@ -72,6 +73,7 @@ __all__ = [
     "RuntimeClosedError",
     "SerializationError",
     "ServerBusy",
+    "ServerStartError",
     "StreamReset",
     "StreamTruncated",
     "TensorLengthError",
@@ -281,6 +283,10 @@ class ServerBusy(ExpertError, PeerBusy):
 
     def __str__(self) -> str:
         return f"{self.args[0]}: try again in {self.retry_after:.2g} s"
+
+
+class ServerStartError(HivemindError, RuntimeError):
+    """A server of experts in another process did not start, or did not say so in time."""
 
 
 class MatchmakingException(HivemindError):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hivemind.moe.client.expert import get_experts as get_experts
     from hivemind.moe.declare import declare_experts as declare_experts
     from hivemind.moe.declare import undeclare_experts as undeclare_experts
+    from hivemind.moe.server.background import background_server as background_server
     from hivemind.moe.server.layers.registry import register_expert_class as register_expert_class
     from hivemind.moe.server.module_backend import ModuleBackend as ModuleBackend
     from hivemind.moe.server.server import Server as Server
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "hivemind.moe.client.expert": ("RemoteExpert", "get_experts"),
     "hivemind.moe.declare": ("declare_experts", "undeclare_experts"),
+    "hivemind.moe.server.background": ("background_server",),
     "hivemind.moe.server.layers.registry": ("register_expert_class",),
     "hivemind.moe.server.module_backend": ("ModuleBackend",),
     "hivemind.moe.server.server": ("Server",),

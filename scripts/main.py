@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "doctor": ("doctor", "check this machine, and its way to given peers; says what to do"),
     "identity": ("identity", "make or show the file of a peer's private key"),
     "relay": ("relay", "run a relay for peers behind NATs and firewalls (as hivemind-relay)"),
+    "server": ("server", "serve experts of a mixture to other peers (as hivemind-server)"),
     "swarm-key": ("swarm_key", "make or compare the file with the secret of a private swarm"),
     "version": ("versions", "print the versions of what is installed"),
 }
@@ -42,5 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     command = argparse.ArgumentParser(prog=f"hivemind {given.command}", description=what)
     if hasattr(module, "add_options"):
         module.add_options(command)
-    options = command.parse_args(given.rest)
+    parse = getattr(module, "parse", argparse.ArgumentParser.parse_args)
+    options = parse(command, given.rest)
     raise SystemExit(guarded(command.prog, partial(module.run, options)))

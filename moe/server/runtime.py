@@ -110,7 +110,7 @@ class Runtime:
         """
         deadline = deadline if deadline is not None else Deadline.after(0)
         with self.schedule.condition:
-            self._ending = True
+            self._ending = self.schedule.closed = True
             self.schedule.condition.notify()
         thread = self._thread
         if thread is None or not thread.is_alive():

@@ -53,6 +53,8 @@ class Schedule:
         limits = limits if limits is not None else QueueLimits()
         self.condition = threading.Condition()
         self.clock = FairClock()
+        #: whether no more requests are taken, as the device's thread ends
+        self.closed = False
         self._requests = Share(limits.max_waiting)
         self._seconds = Share(limits.max_wait)
         #: those with waiting requests; a dictionary as an ordered set

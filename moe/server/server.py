@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,66 +12,37 @@ import torch
 from multiaddr import Multiaddr
 
 from hivemind.aio import TaskScope, with_deadline
-from hivemind.clock import MAX_DHT_TIME_DISCREPANCY_SECONDS, Deadline
-from hivemind.config import check_count, check_seconds, make_options, option_names
+from hivemind.clock import Deadline, monotonic
+from hivemind.config import check_count, make_options, option_names
 from hivemind.dht import DHT
-from hivemind.errors import ConfigError, DeadlineExceeded, HivemindError, RuntimeClosedError, WrongTypeError
+from hivemind.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    HivemindError,
+    RuntimeClosedError,
+    UnknownExpert,
+    WrongTypeError,
+)
 from hivemind.log import get_logger
+from hivemind.moe.server.checkpoints import CheckpointSaver, check_folder, copy_state, load_experts, saved_uids
+from hivemind.moe.server.config import ExpertOptions, ServerOptions
 from hivemind.moe.server.connection_handler import ConnectionHandler
-from hivemind.moe.server.creation import ExpertOptions, choose_uids, make_backends
+from hivemind.moe.server.creation import choose_uids, make_backends
 from hivemind.moe.server.module_backend import ModuleBackend
 from hivemind.moe.server.presence import Presence, check_free
 from hivemind.moe.server.runtime import Runtime
 from hivemind.moe.server.schedule import QueueLimits
+from hivemind.moe.server.statistics import ExpertStats, ServerStats, line
 from hivemind.moe.uid import check_uid
 from hivemind.p2p import P2P
 from hivemind.runtime import HivemindFuture, get_runtime, wait_for
 
-__all__ = ["Server", "ServerOptions"]
+__all__ = ["Server"]
 
 logger = get_logger(__name__)
 
 #: Seconds for the steps of the end besides the work that waits.
 _END_SECONDS = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerOptions:
-    """Options of `Server`.
-
-    :param update_period: seconds between two declarations in the DHT, and between two checkpoints
-    :param expiration: seconds for which a declaration holds; None: two periods, at least 3 s
-    :param checkpoint_dir: folder of checkpoints; None: none are written
-    :param stats_report_interval: seconds between two lines of statistics in the log; None: none
-    :param max_waiting: requests that may wait for one device
-    :param max_wait: seconds of work that may wait for one device; see `QueueLimits`
-    :param max_bytes: of requests that are held at the same time
-    :param drain_timeout: seconds within which `shutdown` serves what waits
-    """
-
-    update_period: float = 30.0
-    expiration: float | None = None
-    checkpoint_dir: Path | str | None = None
-    stats_report_interval: float | None = None
-    max_waiting: int = 4096
-    max_wait: float = 30.0
-    max_bytes: int = 2**31
-    drain_timeout: float = 30.0
-
-    def __post_init__(self) -> None:
-        check_seconds("update_period", self.update_period)
-        check_seconds("expiration", self.expiration, optional=True)
-        check_seconds("stats_report_interval", self.stats_report_interval, optional=True)
-        check_seconds("drain_timeout", self.drain_timeout, zero=True)
-        check_count("max_bytes", self.max_bytes)
-        QueueLimits(self.max_waiting, self.max_wait)
-
-    @property
-    def declared_for(self) -> float:
-        """Seconds for which a declaration holds."""
-        if self.expiration is not None:
-            return self.expiration
-        return max(2 * self.update_period, MAX_DHT_TIME_DISCREPANCY_SECONDS)
 
 
 class Server:
@@ -112,12 +82,16 @@ class Server:
         self._experts: dict[str, ModuleBackend] = {}
         self._handler = ConnectionHandler(self._experts, self.options.max_bytes)
         self._presence: Presence | None = None
+        self._saver: CheckpointSaver | None = None
         self._p2p: P2P | None = None
         self._scope = TaskScope("server of experts")
         for uid, backend in module_backends.items():
             self._check_expert(uid, backend)
             self._experts[uid] = backend
             self._runtime_of(backend)
+        if self.options.checkpoint_dir is not None:
+            folder = check_folder(self.options.checkpoint_dir)
+            self._saver = CheckpointSaver(self._experts, folder, self._snapshot, self.options.update_period)
         if start:
             self.run_in_background()
 
@@ -134,12 +108,12 @@ class Server:
         initial_peers: Sequence[Multiaddr | str] = (),
         **options: Any,
     ) -> Self:
-        """A server with new experts, and a DHT of its own.
+        """A server with new experts, and a DHT of its own. Experts that have a checkpoint continue from there.
 
         :param start: start now, and wait until clients can find the experts
         :param initial_peers: addresses of peers to join through; none: begin a swarm
         :param options: those of `ExpertOptions`, `ServerOptions`, and of `DHT`
-        :raises ConfigError: if an option is wrong
+        :raises ConfigError: if an option is wrong, a checkpoint does not fit, or another peer serves one of the uids
         :raises P2PDaemonError: if the DHT does not start
         """
         named = {
@@ -155,7 +129,10 @@ class Server:
         make_options(ServerOptions, for_server, where="Server.create")
         dht = DHT(initial_peers=initial_peers, start=True, **options)
         try:
-            backends = make_backends(for_experts, choose_uids(for_experts, dht, []))
+            folder = for_server.get("checkpoint_dir")
+            backends = make_backends(for_experts, choose_uids(for_experts, dht, saved_uids(folder) if folder else []))
+            if folder:
+                load_experts(backends, folder)
             return cls(dht, backends, start=start, **for_server)
         except BaseException:
             dht.shutdown()
@@ -181,6 +158,72 @@ class Server:
     def experts(self) -> Mapping[str, ModuleBackend]:
         """Those that are served, by uid."""
         return dict(self._experts)
+
+    def stats(self) -> ServerStats:
+        """What it has done so far."""
+        if not self.is_alive():
+            return self._stats()
+        return get_runtime().call(self._stats_now)
+
+    async def _stats_now(self) -> ServerStats:
+        return self._stats()
+
+    def _stats(self) -> ServerStats:
+        experts = {
+            uid: ExpertStats(expert.forward_pool.stats, expert.backward_pool.stats)
+            for uid, expert in self._experts.items()
+        }
+        waiting = [runtime.schedule.waiting_seconds for runtime in self._runtimes.values()]
+        return ServerStats(experts, self._handler.active, max(waiting, default=0.0))
+
+    def add_expert(self, backend: ModuleBackend) -> None:
+        """Serve one expert more, from now on; waits until clients can find it.
+
+        :raises ConfigError: if this server or another peer has an expert of this uid
+        :raises RuntimeClosedError: if the server does not run
+        """
+        self._check_runs()
+        with self._lock:
+            self._check_expert(backend.name, backend)
+            runtime = self._runtime_of(backend)
+            if not runtime.is_alive():
+                runtime.start()
+        get_runtime().call(self._add, backend)
+
+    async def _add(self, backend: ModuleBackend) -> None:
+        await check_free((await self.dht._joined()), [backend.name])
+        self._check_expert(backend.name, backend)
+        self._experts[backend.name] = backend
+        if self._presence is not None:
+            await self._presence.declare([backend.name])
+
+    def remove_expert(self, uid: str) -> ModuleBackend:
+        """Serve an expert no longer. What waits for it is still served; its last checkpoint is written.
+
+        :returns: the expert, which nobody uses any more
+        :raises UnknownExpert: if there is none of this uid
+        :raises RuntimeClosedError: if the server does not run
+        """
+        self._check_runs()
+        return get_runtime().call(self._remove, uid)
+
+    async def _remove(self, uid: str) -> ModuleBackend:
+        expert = self._experts.pop(uid, None)
+        if expert is None:
+            raise UnknownExpert(f"this server has no expert {uid!r}")
+        if self._presence is not None:
+            await self._presence.withdraw([uid])
+        runtime = self._runtimes[expert.device]
+        for pool in expert.get_pools():
+            await asyncio.wrap_future(pool.close())
+        runtime.remove_pools(expert.get_pools())
+        if self._saver is not None:
+            await self._saver.save(expert)
+        return expert
+
+    def _check_runs(self) -> None:
+        if not self.is_alive():
+            raise RuntimeClosedError("this server does not run")
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -224,6 +267,21 @@ class Server:
         )
         await self._presence.declare(self._experts)
         self._scope.start(self._presence.keep(), name="declarations of experts")
+        if self._saver is not None:
+            self._scope.start(self._saver.keep(), name="checkpoints of experts")
+        if self.options.stats_report_interval is not None:
+            self._scope.start(self._report(self.options.stats_report_interval), name="statistics of experts")
+
+    async def _snapshot(self, expert: ModuleBackend) -> Any:
+        return await self._runtimes[expert.device].submit(lambda: copy_state(expert))
+
+    async def _report(self, period: float) -> None:
+        before, since = self._stats(), monotonic()
+        while True:
+            await asyncio.sleep(period)
+            now, at = self._stats(), monotonic()
+            logger.info("%s", line(before, now, at - since))
+            before, since = now, at
 
     def is_alive(self) -> bool:
         """Whether it was started and neither failed nor was shut down."""
@@ -253,6 +311,7 @@ class Server:
                 self._call(self._leave, Deadline.after(_END_SECONDS), "leaving the swarm")
                 self._drain(deadline)
                 self._call(self._close, Deadline.after(_END_SECONDS), "end of the server")
+                self._save()
         finally:
             self.dht.shutdown()
             if starting is not None:
@@ -278,6 +337,16 @@ class Server:
         served = [runtime.shutdown(deadline) for runtime in self._runtimes.values()]
         if not all(served):
             logger.warning("requests that waited longer than %s s were dropped", self.options.drain_timeout)
+
+    def _save(self) -> None:
+        """The last checkpoints; the threads of the devices have ended."""
+        if self._saver is None:
+            return
+        for expert in self._saver.changed():
+            try:
+                self._saver.write(expert.name, expert.state_dict())
+            except (OSError, RuntimeError) as error:
+                logger.error("%s: no checkpoint was written: %s", expert.name, error)
 
     async def _close(self) -> None:
         """Bring the last answers on their way."""

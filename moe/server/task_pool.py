@@ -117,6 +117,9 @@ class TaskPool(TaskPoolBase):
         self.device = device
         #: replaced by `attach`; its condition guards the queue and the statistics
         self.schedule = Schedule()
+        # guarded by the schedule's condition
+        self._running = False
+        self._closing: HivemindFuture[None] | None = None
         self._stats = PoolStats()
         self._seconds_per_sample = _FIRST_GUESS
 
@@ -143,6 +146,7 @@ class TaskPool(TaskPoolBase):
         :param priority: smaller is sooner, whatever the shares
         :raises InputMismatch: if there are no samples, too many, or not the same number in all tensors
         :raises ServerBusy: if there is no room for more tasks of this client
+        :raises UnknownExpert: after `close`, or when the server ends
         """
         size = self._size_of(args)
         task = Task(
@@ -157,6 +161,8 @@ class TaskPool(TaskPoolBase):
         )
         schedule = self.schedule
         with schedule.condition:
+            if self._closing is not None or schedule.closed:
+                raise UnknownExpert(f"{self.name} is not served any more")
             try:
                 schedule.admit(self, client)
                 if self.pool_size is not None and len(self.queue) >= self.pool_size:
@@ -181,6 +187,20 @@ class TaskPool(TaskPoolBase):
         with self.schedule.condition:
             if self.schedule.discard(self, task):
                 self._count(cancelled=1)
+                self._check_closed()
+
+    def close(self) -> HivemindFuture[None]:
+        """Take no more tasks; done when those that wait have been served."""
+        with self.schedule.condition:
+            if self._closing is None:
+                self._closing = HivemindFuture()
+            self._check_closed()
+            return self._closing
+
+    def _check_closed(self) -> None:
+        closing = self._closing
+        if closing is not None and self.empty and not self._running and not closing.done():
+            closing.set_result(None)
 
     def drop_all(self) -> None:
         """Fail all that waits: the server ends."""
@@ -200,6 +220,15 @@ class TaskPool(TaskPoolBase):
     def process_batch(self) -> None:
         with self.schedule.condition:
             taken = [task for task in self.schedule.take(self) if isinstance(task, Task)]
+            self._running = True
+        try:
+            self._process(taken)
+        finally:
+            with self.schedule.condition:
+                self._running = False
+                self._check_closed()
+
+    def _process(self, taken: list[Task]) -> None:
         tasks = [task for task in taken if task.future.set_running_or_notify_cancel()]
         if not tasks:
             return

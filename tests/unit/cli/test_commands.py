@@ -33,14 +33,14 @@ def run(*arguments: str) -> int:
     return code
 
 
-@pytest.mark.parametrize("module", ["main", "dht", "relay", "doctor", "identity", "swarm_key"])
+@pytest.mark.parametrize("module", ["main", "dht", "relay", "doctor", "identity", "server", "swarm_key"])
 def test_no_command_loads_torch(module: str) -> None:
     code = f"import sys, hivemind.cli.{module}; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "False"]
 
 
-@pytest.mark.parametrize("command", ["dht", "relay", "doctor", "identity", "swarm-key", "version"])
+@pytest.mark.parametrize("command", ["dht", "relay", "doctor", "identity", "server", "swarm-key", "version"])
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     assert f"usage: hivemind {command}" in capsys.readouterr().out
