@@ -18,9 +18,12 @@ type budget struct {
 	calls int // the registry's mu
 	most  int64
 	bytes *semaphore.Weighted
+	left  chan struct{} // signals that a call has ended
 }
 
-func newBudget(most int64) *budget { return &budget{most: most, bytes: semaphore.NewWeighted(most)} }
+func newBudget(most int64) *budget {
+	return &budget{most: most, bytes: semaphore.NewWeighted(most), left: make(chan struct{}, 1)}
+}
 
 // take waits for room for size bytes, in the order of the calls. One message that is larger than all of the budget has it for
 // itself. What is returned gives the room back, and may be called again.

@@ -102,7 +102,7 @@ func readFault(s *netStream, err error) *Fault {
 
 // streamFault is the fault of a broken network stream.
 func streamFault(s *netStream, err error) *Fault {
-	named := node.ClassifyStream(s.Conn().RemotePeer(), string(s.Protocol()), err)
+	named := node.ClassifyStream(s.Conn().RemotePeer(), s.name, err)
 	if errors.Is(named, node.ErrNotSupported) || errors.Is(named, node.ErrBusy) {
 		return faultOf(named)
 	}
@@ -114,6 +114,8 @@ func resetCode(fault *Fault) network.StreamErrorCode {
 	switch fault.Code {
 	case CodeBusy:
 		return node.CodeBusy
+	case CodeNotSupported:
+		return network.StreamProtocolNegotiationFailed
 	case CodeMalformed, CodeTooLarge, CodeTruncated:
 		return network.StreamProtocolViolation
 	case CodeClosing:

@@ -25,7 +25,7 @@ func echoPeer(t testing.TB, of *daemon) *node.Node {
 	n := startNode(t, testConfig())
 	n.Handle(echoNames[ModeUnary], func(s network.Stream) {
 		defer s.Close()
-		ns := newNetStream(s, meter.New().Begin(meter.Out, s.Conn().RemotePeer(), "echo"))
+		ns := newNetStream(s, meter.New().Begin(meter.Out, s.Conn().RemotePeer(), "echo"), "echo")
 		size, err := readSize(ns, 4<<20)
 		if err != nil {
 			return
@@ -40,7 +40,7 @@ func echoPeer(t testing.TB, of *daemon) *node.Node {
 	})
 	n.Handle(echoNames[ModeMessages], func(s network.Stream) {
 		defer s.Close()
-		ns := newNetStream(s, meter.New().Begin(meter.Out, s.Conn().RemotePeer(), "echo"))
+		ns := newNetStream(s, meter.New().Begin(meter.Out, s.Conn().RemotePeer(), "echo"), "echo")
 		for {
 			marker, size, err := readFrameHead(ns)
 			if err != nil || marker == wire.MarkerError {

@@ -60,7 +60,7 @@ func envelope(name string, data []byte) []byte {
 // readAnswer reads a whole answer as the reference's peers send it.
 func readAnswer(t *testing.T, s network.Stream) (wire.Response, string) {
 	t.Helper()
-	ns := newNetStream(s, meter.New().Begin(meter.Out, s.Conn().RemotePeer(), "test"))
+	ns := newNetStream(s, meter.New().Begin(meter.Out, s.Conn().RemotePeer(), "test"), "test")
 	size, err := readSize(ns, 4<<20)
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,12 @@ import (
 type netStream struct {
 	network.Stream
 	in   *bufio.Reader
-	call *meter.Call // counts the bytes
+	name string      // of the handler
+	call *meter.Call // counts the bytes; nil between two calls
+	// early are bytes that came between two calls.
+	early int
+	// spoiled: it can carry no more calls.
+	spoiled bool
 	// bounded: a write that makes no progress for stallTimeout fails.
 	bounded bool
 }
@@ -33,7 +38,11 @@ func (s *netStream) Write(p []byte) (int, error) {
 // Read implements io.Reader, past the buffer.
 func (s *netStream) Read(p []byte) (int, error) {
 	n, err := s.Stream.Read(p)
-	s.call.Received(n)
+	if s.call == nil {
+		s.early += n
+	} else {
+		s.call.Received(n)
+	}
 	return n, err
 }
 
@@ -42,15 +51,17 @@ type boundedReader struct{ *netStream }
 
 // Read implements io.Reader.
 func (r boundedReader) Read(p []byte) (int, error) {
-	_ = r.SetReadDeadline(time.Now().Add(stallTimeout))
+	if r.in.Buffered() == 0 {
+		_ = r.SetReadDeadline(time.Now().Add(stallTimeout))
+	}
 	return r.in.Read(p)
 }
 
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 4<<10) }}
 
-func newNetStream(raw network.Stream, call *meter.Call) *netStream {
+func newNetStream(raw network.Stream, call *meter.Call, name string) *netStream {
 	in, _ := readers.Get().(*bufio.Reader)
-	s := &netStream{Stream: raw, in: in, call: call}
+	s := &netStream{Stream: raw, in: in, call: call, name: name}
 	in.Reset(s)
 	return s
 }

@@ -1,8 +1,10 @@
 package control
 
 import (
+	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -136,21 +138,48 @@ type admission struct {
 	handled  sync.Once
 }
 
-// admit chooses who answers a call: the member with the least in flight.
-func (r *registry) admit(name string, mode Mode, caller peer.ID) (*admission, error) {
+// endingTime is how long a call waits for those of the same peer that are just ending: one who cancels calls and makes others has them
+// under way here until the news of the cancellations is worked off.
+const endingTime = 100 * time.Millisecond
+
+// admit chooses who answers a call. One for which the caller has too many under way waits a moment.
+func (r *registry) admit(ctx context.Context, name string, mode Mode, caller peer.ID) (*admission, error) {
+	a, full, err := r.try(name, mode, caller)
+	if full == nil {
+		return a, err
+	}
+	ended := time.NewTimer(endingTime)
+	defer ended.Stop()
+	for waits := true; waits; {
+		select {
+		case <-full.left:
+		case <-ended.C:
+			waits = false
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		if a, full, err = r.try(name, mode, caller); full == nil {
+			return a, err
+		}
+	}
+	r.network.Guard().Refused(caller, guard.Calls)
+	return nil, faultf(CodeBusy, "%s has %d calls in flight", caller, r.limits.PeerCalls)
+}
+
+// try chooses the member with the least in flight. It returns the caller's budget if its calls are too many.
+func (r *registry) try(name string, mode Mode, caller peer.ID) (a *admission, full *budget, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h := r.handlers[name]
 	if h == nil || h.mode != mode {
-		return nil, faultf(CodeNotSupported, "%s: no handler %q", node.ErrNotSupported, name)
+		return nil, nil, faultf(CodeNotSupported, "%s: no handler %q", node.ErrNotSupported, name)
 	}
 	b := r.budgets[caller]
 	if b == nil {
 		b = newBudget(r.limits.PeerBytes)
 	}
 	if b.calls >= r.limits.PeerCalls {
-		r.network.Guard().Refused(caller, guard.Calls)
-		return nil, faultf(CodeBusy, "%s has %d calls in flight", caller, b.calls)
+		return nil, b, nil
 	}
 	var best *member
 	for _, m := range h.members {
@@ -159,12 +188,12 @@ func (r *registry) admit(name string, mode Mode, caller peer.ID) (*admission, er
 		}
 	}
 	if best == nil {
-		return nil, faultf(CodeBusy, "%q has as many calls in flight as it takes", name)
+		return nil, nil, faultf(CodeBusy, "%q has as many calls in flight as it takes", name)
 	}
 	best.inFlight++
 	b.calls++
 	r.budgets[caller] = b
-	return &admission{member: best, budget: b, registry: r, caller: caller}, nil
+	return &admission{member: best, budget: b, registry: r, caller: caller}, nil, nil
 }
 
 // handlerDone makes room for the handler's next call. It comes before the caller can have read the answer, so that one
@@ -186,4 +215,5 @@ func (a *admission) release() {
 	if a.calls--; a.calls == 0 {
 		delete(r.budgets, a.caller)
 	}
+	signal(a.left)
 }

@@ -43,6 +43,7 @@ type Server struct {
 	registry *registry
 	counters counters
 	out      callsOut
+	idle     idleStreams
 
 	ctx    context.Context // ends with Close; cause errClosing
 	cancel context.CancelCauseFunc
@@ -71,7 +72,9 @@ func NewServer(network *node.Node, limits Limits, log *slog.Logger) *Server {
 	srv.registry = newRegistry(network, &srv.limits, srv.serve)
 	srv.open = make(map[*conn]struct{})
 	srv.out.gates = make(map[peer.ID]*gate)
+	srv.idle.peers = make(map[peer.ID][]idleStream)
 	srv.ctx, srv.cancel = context.WithCancelCause(context.Background())
+	network.Handle(node.CallsProtocol, srv.serveCalls)
 	return srv
 }
 
@@ -131,7 +134,9 @@ func (srv *Server) Close() {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
 	srv.Drain(ended)
+	srv.network.Unhandle(node.CallsProtocol)
 	srv.cancel(errClosing)
+	srv.idle.close()
 	srv.conns.Wait()
 	srv.serving.Wait()
 }
@@ -212,7 +217,7 @@ func (srv *Server) withStream(s *stream, call *meter.Call, p peer.ID, name strin
 	if err != nil {
 		return err
 	}
-	ns := newNetStream(raw, call)
+	ns := newNetStream(raw, call, name)
 	defer ns.free()
 	stop := abortWith(s, ns)
 	err = run(ns)
@@ -236,17 +241,13 @@ func abortWith(s *stream, ns *netStream) (stop func() bool) {
 
 // serve runs a stream that a peer opens for a registered handler, to its end.
 func (srv *Server) serve(raw network.Stream, mode Mode) {
-	srv.mu.Lock()
-	if srv.closing {
-		srv.mu.Unlock()
-		_ = raw.ResetWithError(network.StreamShutdown)
+	if !srv.beginServing(raw) {
 		return
 	}
-	srv.serving.Add(1)
-	srv.mu.Unlock()
 	defer srv.serving.Done()
-	call := srv.network.Meter().Begin(meter.In, raw.Conn().RemotePeer(), string(raw.Protocol()))
-	ns := newNetStream(raw, call)
+	name := string(raw.Protocol())
+	call := srv.network.Meter().Begin(meter.In, raw.Conn().RemotePeer(), name)
+	ns := newNetStream(raw, call, name)
 	defer ns.free()
 	stop := context.AfterFunc(srv.ctx, func() { _ = raw.ResetWithError(network.StreamShutdown) })
 	defer stop()
@@ -264,20 +265,38 @@ func (srv *Server) serve(raw network.Stream, mode Mode) {
 	countFailure(call, meter.In, err)
 	call.End()
 	if err != nil {
-		if code := faultOf(err).Code; code == CodeMalformed || code == CodeTooLarge {
-			srv.network.Guard().Refused(raw.Conn().RemotePeer(), guard.Malformed)
-		}
-		srv.log.Debug("incoming call failed", "peer", raw.Conn().RemotePeer(), "handler", raw.Protocol(), "error", err)
-		ns.abort(faultOf(err))
+		srv.refuse(ns, err)
 		return
 	}
 	ns.linger()
 }
 
+// beginServing counts a stream that a peer opens, unless the server closes; it is to end with serving.Done.
+func (srv *Server) beginServing(raw network.Stream) bool {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	if srv.closing {
+		_ = raw.ResetWithError(network.StreamShutdown)
+		return false
+	}
+	srv.serving.Add(1)
+	return true
+}
+
+// refuse resets the stream of a call that failed.
+func (srv *Server) refuse(ns *netStream, err error) {
+	caller, fault := ns.Conn().RemotePeer(), faultOf(err)
+	if fault.Code == CodeMalformed || fault.Code == CodeTooLarge {
+		srv.network.Guard().Refused(caller, guard.Malformed)
+	}
+	srv.log.Debug("incoming call failed", "peer", caller, "handler", ns.name, "error", err)
+	ns.abort(fault)
+}
+
 // serveStream hands an incoming stream of messages or bytes to its handler.
 func (srv *Server) serveStream(ns *netStream, mode Mode) error {
 	name, caller := string(ns.Protocol()), ns.Conn().RemotePeer()
-	handler, err := srv.registry.admit(name, mode, caller)
+	handler, err := srv.registry.admit(srv.ctx, name, mode, caller)
 	if err != nil {
 		return err
 	}

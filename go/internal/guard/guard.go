@@ -113,6 +113,15 @@ func (g *Guard) Opened(p peer.ID) (pause time.Duration, ok bool) {
 	return pause, !over
 }
 
+// Called counts a call of p on a stream that was open before. It returns how long p is to wait before it is served.
+func (g *Guard) Called(p peer.ID) (pause time.Duration) {
+	if !g.Slowed(p) {
+		return 0
+	}
+	g.Refused(p, Pressed)
+	return slowPause
+}
+
 // Closed takes back an Opened that was served.
 func (g *Guard) Closed(p peer.ID) {
 	g.mu.Lock()

@@ -242,14 +242,26 @@ func (n *Node) Connected(p peer.ID) bool {
 	return state == network.Connected || state == network.Limited
 }
 
+// CallsProtocol is that of streams which carry one unary call after another, to any handler, between peers of this library.
+const CallsProtocol = "/hivemind/calls/2.0.0"
+
 // Open opens a stream to p's handler; the peer is found and dialled first where needed.
 func (n *Node) Open(ctx context.Context, p peer.ID, handler string) (network.Stream, error) {
+	return n.open(ctx, p, handler, protocol.ID(handler))
+}
+
+// OpenCalls opens a stream of CallsProtocol to p, or one to its handler if p does not have that.
+func (n *Node) OpenCalls(ctx context.Context, p peer.ID, handler string) (network.Stream, error) {
+	return n.open(ctx, p, handler, CallsProtocol, protocol.ID(handler))
+}
+
+func (n *Node) open(ctx context.Context, p peer.ID, handler string, names ...protocol.ID) (network.Stream, error) {
 	if p == n.ID() {
 		return nil, errSelf(p)
 	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	stream, err := n.routed.NewStream(allowRelayed(ctx), p, protocol.ID(handler))
+	stream, err := n.routed.NewStream(allowRelayed(ctx), p, names...)
 	if err != nil {
 		return nil, hint(n.private, classifyOpen(p, handler, n.contextOr(ctx, p, n.orBanned(p, err))))
 	}
