@@ -45,6 +45,12 @@ if TYPE_CHECKING:
     from hivemind.errors import P2PHandlerError as P2PHandlerError
     from hivemind.log import get_logger as get_logger
     from hivemind.log import use_hivemind_log_handler as use_hivemind_log_handler
+    from hivemind.moe import ModuleBackend as ModuleBackend
+    from hivemind.moe import RemoteExpert as RemoteExpert
+    from hivemind.moe import RemoteMixtureOfExperts as RemoteMixtureOfExperts
+    from hivemind.moe import RemoteSwitchMixtureOfExperts as RemoteSwitchMixtureOfExperts
+    from hivemind.moe import Server as Server
+    from hivemind.moe import register_expert_class as register_expert_class
     from hivemind.optim import Optimizer as Optimizer
     from hivemind.p2p import P2P as P2P
     from hivemind.p2p import P2PContext as P2PContext
@@ -98,6 +104,14 @@ _HOMES = {
         "P2PHandlerError",
     ),
     "hivemind.log": ("get_logger", "use_hivemind_log_handler"),
+    "hivemind.moe": (
+        "ModuleBackend",
+        "RemoteExpert",
+        "RemoteMixtureOfExperts",
+        "RemoteSwitchMixtureOfExperts",
+        "Server",
+        "register_expert_class",
+    ),
     "hivemind.optim": ("Optimizer",),
     "hivemind.p2p": ("P2P", "P2PContext", "PeerID", "PeerInfo", "ServicerBase", "StubBase"),
     "hivemind.serializer": ("MSGPackSerializer", "SerializerBase"),

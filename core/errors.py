@@ -31,6 +31,7 @@
     │   ├── UnknownExpert (KeyError)        the server has no expert of this uid
     │   ├── InputMismatch (ValueError)      the tensors do not fit what the expert takes
     │   ├── ExpertFailed (RuntimeError)     its module raised, or its answer is none
+    │   ├── NotEnoughExperts (RuntimeError, TimeoutError)  fewer of a mixture have answered than should: says why
     │   └── ServerBusy (PeerBusy)           the queue is full: says after how many seconds to try again
     ├── ServerStartError (RuntimeError)     a server of experts in another process did not start: carries its words
     ├── MatchmakingException                no group was formed
@@ -64,6 +65,7 @@ __all__ = [
     "MatchmakingException",
     "MessageTooLarge",
     "NameTakenError",
+    "NotEnoughExperts",
     "P2PDaemonError",
     "P2PHandlerError",
     "PeerBusy",
@@ -268,6 +270,10 @@ class InputMismatch(ExpertError, ValueError):
 
 class ExpertFailed(ExpertError, RuntimeError):
     """The expert's module raised, or what it gave is no answer (NaN, wrong shape). The expert is as it was before."""
+
+
+class NotEnoughExperts(ExpertError, DeadlineExceeded, RuntimeError):
+    """Fewer experts of a mixture have answered than each sample should have; the text says how many, and why."""
 
 
 class ServerBusy(ExpertError, PeerBusy):

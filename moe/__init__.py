@@ -15,6 +15,8 @@ from hivemind.lazy import lazy_names
 if TYPE_CHECKING:
     from hivemind.moe.client.expert import RemoteExpert as RemoteExpert
     from hivemind.moe.client.expert import get_experts as get_experts
+    from hivemind.moe.client.moe import RemoteMixtureOfExperts as RemoteMixtureOfExperts
+    from hivemind.moe.client.switch_moe import RemoteSwitchMixtureOfExperts as RemoteSwitchMixtureOfExperts
     from hivemind.moe.declare import declare_experts as declare_experts
     from hivemind.moe.declare import undeclare_experts as undeclare_experts
     from hivemind.moe.server.background import background_server as background_server
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 #: module → names of ``hivemind.moe`` that live there; a test holds it equal to the imports above
 _HOMES = {
+    "hivemind.moe.client.switch_moe": ("RemoteSwitchMixtureOfExperts",),
+    "hivemind.moe.client.moe": ("RemoteMixtureOfExperts",),
     "hivemind.moe.client.expert": ("RemoteExpert", "get_experts"),
     "hivemind.moe.declare": ("declare_experts", "undeclare_experts"),
     "hivemind.moe.server.background": ("background_server",),

@@ -7,6 +7,7 @@ axis has ``ffn.3.`` → ``{-1: ("ffn.3", peer)}``. All expire, and servers renew
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, overload
@@ -171,8 +172,11 @@ def read_entry(value: object) -> ExpertInfo | None:
 
 
 def _read_peer(text: object) -> PeerID | None:
-    if not isinstance(text, str) or len(text) > _MAX_PEER_TEXT:
-        return None
+    return _parse_peer(text) if isinstance(text, str) and len(text) <= _MAX_PEER_TEXT else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_peer(text: str) -> PeerID | None:
     try:
         return PeerID.from_base58(text)
     except HivemindError:

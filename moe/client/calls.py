@@ -15,7 +15,8 @@ import torch
 
 from hivemind.aio import with_deadline
 from hivemind.clock import Deadline
-from hivemind.errors import P2PHandlerError, PeerBusy, ServerBusy
+from hivemind.errors import P2PHandlerError, PeerBusy, SerializationError, ServerBusy
+from hivemind.moe.client.schema import flat_schema
 from hivemind.moe.messages import (
     ExpertSchema,
     decode,
@@ -36,7 +37,8 @@ DEFAULT_TIMEOUT: Final = 120.0
 MAX_ANSWER_BYTES: Final = 2**30
 #: Seconds before a call is repeated to a peer that is busy and does not say for how long; doubled each time.
 _FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 2.0
+#: Seconds between two tries at most, whatever a server says: it can only guess.
+_LONGEST_PAUSE: Final = 10.0
 
 
 async def fetch_schema(uid: str, stub: StubBase, deadline: Deadline) -> ExpertSchema:
@@ -49,9 +51,12 @@ async def fetch_schema(uid: str, stub: StubBase, deadline: Deadline) -> ExpertSc
     """
     request = runtime_pb2.ExpertUID(uid=uid)
     try:
-        return read_schema(await stub.rpc_info(request, timeout=deadline.timeout()))
+        schema = read_schema(await stub.rpc_info(request, timeout=deadline.timeout()))
     except P2PHandlerError as error:
         raise named_error(error) from error
+    if not flat_schema(schema["forward_schema"]) or not flat_schema(schema["outputs_schema"]):
+        raise SerializationError(f"expert {uid}: a schema without inputs, or without outputs")
+    return schema
 
 
 async def expert_forward(
@@ -124,8 +129,8 @@ async def exchange(
             busy: PeerBusy = told
         except PeerBusy as error:
             busy = error
-        wait = busy.retry_after if isinstance(busy, ServerBusy) else pause
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        wait = min(busy.retry_after if isinstance(busy, ServerBusy) else pause, _LONGEST_PAUSE)
+        pause *= 2
         # those that were refused together must not come back together
         wait *= random.uniform(1, 1.5)
         if wait >= deadline.remaining():

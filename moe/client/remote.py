@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from hivemind.clock import Deadline
 from hivemind.compression import BatchTensorDescriptor
+from hivemind.errors import ProtocolViolation
 from hivemind.moe.client.calls import exchange, fetch_schema
-from hivemind.moe.client.schema import answer_bounds, check_tensors, flat_schema
+from hivemind.moe.client.schema import AnswerBounds, check_answer, flat_schema
 from hivemind.moe.messages import ExpertSchema, encode, fits_unary
 from hivemind.moe.service import get_server_stub
 from hivemind.moe.uid import ExpertInfo
@@ -55,7 +55,11 @@ async def ask_backward(
     :param grad_outputs: one for each output
     """
     takes, gives = flat_schema(schema["forward_schema"]), flat_schema(schema["outputs_schema"])
-    return await _ask(expert, p2p, "rpc_backward", [*inputs, *grad_outputs], [*takes, *gives], takes, deadline)
+    question, described = [*inputs, *grad_outputs], [*takes, *gives]
+    grads = await _ask(expert, p2p, "rpc_backward", question, described, takes, deadline)
+    if any(grad.shape != tensor.shape for grad, tensor in zip(grads, inputs, strict=True)):
+        raise ProtocolViolation(f"expert {expert.uid} at {expert.peer_id}: gradients of other shapes than the inputs")
+    return grads
 
 
 async def _ask(
@@ -67,15 +71,15 @@ async def _ask(
     gives: Sequence[BatchTensorDescriptor],
     deadline: Deadline,
 ) -> list[torch.Tensor]:
-    batch = len(tensors[0])
-    small_answer, max_bytes = answer_bounds(gives, batch, tensors)
-    answer: list[Any] = await exchange(
+    bounds = AnswerBounds.of(tensors, takes, gives)
+    answer = await exchange(
         stub_of(expert, p2p),
         method,
         expert.uid,
         await encode(tensors, takes),
         deadline,
-        unary=small_answer and fits_unary(tensors),
-        max_bytes=max_bytes,
+        unary=bounds.unary and fits_unary(tensors),
+        max_bytes=bounds.max_bytes,
     )
-    return check_tensors(f"{method} of expert {expert.uid} at {expert.peer_id}", answer, gives, batch)
+    what = f"{method} of expert {expert.uid} at {expert.peer_id}"
+    return check_answer(what, answer, gives, len(tensors[0]), exact=bounds.exact)

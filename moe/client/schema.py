@@ -1,8 +1,14 @@
-"""What an expert takes and gives, held against the tensors of this side and of the other. Pure."""
+"""What an expert takes and gives, held against the tensors of this side and of the other. Pure.
+
+Sizes between the batch and the last dimension, as the length of a sequence, may differ from the schema: a schema tells
+them of one example only. Whether the expert can work with others is for its module to say.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +18,7 @@ from hivemind.errors import InputMismatch, ProtocolViolation, WrongTypeError
 from hivemind.moe.messages import MAX_UNARY_BYTES, ExpertSchema
 from hivemind.nested import nested_compare, nested_flatten
 
-__all__ = ["answer_bounds", "check_inputs", "check_tensors", "flat_schema", "is_trained"]
+__all__ = ["AnswerBounds", "check_answer", "check_inputs", "flat_schema", "is_trained"]
 
 #: Most bytes that a codec makes of one element (complex128), and of a tensor besides (code books).
 _ELEMENT_BYTES = 16
@@ -66,7 +72,7 @@ def _as_described(name: str, value: object, descriptor: BatchTensorDescriptor) -
         raise WrongTypeError(name, value, "a tensor")
     if value.layout != torch.strided or value.device.type == "meta":
         raise WrongTypeError(name, f"a {value.layout} tensor on {value.device}", "a dense tensor that has values")
-    if tuple(value.shape[1:]) != tuple(descriptor.instance_size) or value.ndim == 0:
+    if value.ndim == 0 or not _alike(value.shape[1:], descriptor.instance_size):
         shape = ", ".join(["batch", *map(str, descriptor.instance_size)])
         raise InputMismatch(f"{name}: got shape {tuple(value.shape)}, allowed: ({shape})")
     dtype = descriptor.dtype
@@ -75,6 +81,11 @@ def _as_described(name: str, value: object, descriptor: BatchTensorDescriptor) -
     if not (value.is_floating_point() and dtype.is_floating_point):
         raise WrongTypeError(name, value.dtype, str(dtype))
     return value.to(dtype)
+
+
+def _alike(shape: Sequence[int], example: Sequence[int]) -> bool:
+    """Whether they are of the same rank, and end alike."""
+    return len(shape) == len(example) and tuple(shape[-1:]) == tuple(example[-1:])
 
 
 def _outline(structure: Any) -> str:
@@ -88,35 +99,67 @@ def _outline(structure: Any) -> str:
     return type(structure).__name__ if shape is None else f"tensor{tuple(shape)}".replace("None", "batch")
 
 
-def check_tensors(
-    what: str, tensors: Sequence[torch.Tensor], descriptors: Sequence[BatchTensorDescriptor], batch: int
+def check_answer(
+    what: str,
+    answer: Sequence[torch.Tensor],
+    descriptors: Sequence[BatchTensorDescriptor],
+    batch: int,
+    *,
+    exact: bool,
 ) -> list[torch.Tensor]:
     """The tensors that a server has sent, if they are what was asked for. Ones without gradients may have any dtype.
 
     :param what: what they are, for the error
+    :param exact: whether their shapes must be those of the schema
     :raises ProtocolViolation: if number, shapes or dtypes differ
     """
-    if len(tensors) != len(descriptors):
-        raise ProtocolViolation(f"{what}: {len(tensors)} tensors came, not {len(descriptors)}")
-    for tensor, descriptor in zip(tensors, descriptors, strict=True):
-        shape = (batch, *descriptor.instance_size)
+    if len(answer) != len(descriptors):
+        raise ProtocolViolation(f"{what}: {len(answer)} tensors came, not {len(descriptors)}")
+    for tensor, descriptor in zip(answer, descriptors, strict=True):
+        expected, given = descriptor.instance_size, tensor.shape[1:]
+        shape_fits = len(tensor.shape) > 0 and tensor.shape[0] == batch
+        shape_fits = shape_fits and (given == expected if exact else _alike(given, expected))
         dtype_fits = tensor.dtype == descriptor.dtype or descriptor.dtype is None or not is_trained(descriptor)
-        if tuple(tensor.shape) != shape or not dtype_fits:
+        if not shape_fits or not dtype_fits:
             raise ProtocolViolation(
-                f"{what}: a {tensor.dtype} tensor of shape {tuple(tensor.shape)} came, not {descriptor.dtype} {shape}"
+                f"{what}: a {tensor.dtype} tensor of shape {tuple(tensor.shape)} came, "
+                f"not {descriptor.dtype} {(batch, *expected)}"
             )
-    return [tensor.detach() for tensor in tensors]
+    return [tensor.detach() for tensor in answer]
 
 
-def answer_bounds(
-    descriptors: Sequence[BatchTensorDescriptor], batch: int, question: Iterable[torch.Tensor]
-) -> tuple[bool, int]:
-    """Whether an answer fits one message, uncompressed, and how many bytes of buffers are taken at most."""
-    elements = [batch * descriptor.numel() for descriptor in descriptors]
-    plain = sum(
-        count * (4 if descriptor.dtype is None else max(4, descriptor.dtype.itemsize))
-        for count, descriptor in zip(elements, descriptors, strict=True)
-    )
-    most = sum(count * _ELEMENT_BYTES + _TENSOR_BYTES for count in elements)
-    ceiling = max(_ANSWER_BYTES, _TIMES_THE_QUESTION * sum(tensor.nbytes for tensor in question))
-    return plain <= MAX_UNARY_BYTES, min(most, ceiling)
+@dataclass(frozen=True)
+class AnswerBounds:
+    """What may come back for a question.
+
+    :param exact: whether shapes are known: those of the schema
+    :param unary: whether it fits one message, uncompressed
+    :param max_bytes: of its buffers that are taken at most
+    """
+
+    exact: bool
+    unary: bool
+    max_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        question: Sequence[torch.Tensor],
+        takes: Sequence[BatchTensorDescriptor],
+        gives: Sequence[BatchTensorDescriptor],
+    ) -> AnswerBounds:
+        """
+        :param question: all that is sent, as ``takes`` describes it; batch first
+        """
+        batch = len(question[0])
+        exact = all(tensor.shape[1:] == each.instance_size for tensor, each in zip(question, takes, strict=True))
+        # answers are taken to grow with what is asked
+        growth = max(
+            1.0, *(tensor.numel() / max(1, batch * each.numel()) for tensor, each in zip(question, takes, strict=True))
+        )
+        elements = [math.ceil(growth * batch * descriptor.numel()) for descriptor in gives]
+        sizes = [4 if descriptor.dtype is None else max(4, descriptor.dtype.itemsize) for descriptor in gives]
+        plain = sum(count * size for count, size in zip(elements, sizes, strict=True))
+        most = sum(count * _ELEMENT_BYTES + _TENSOR_BYTES for count in elements)
+        ceiling = max(_ANSWER_BYTES, _TIMES_THE_QUESTION * sum(tensor.nbytes for tensor in question))
+        return cls(exact, plain <= MAX_UNARY_BYTES, min(most, ceiling))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.fx.experimental.symbolic_shapes  # the first backward loads it: seconds, for which clients would wait
 from torch import nn
 
 from hivemind.compression import DUMMY_BATCH_SIZE, BatchTensorDescriptor

@@ -237,7 +237,8 @@ class TaskPool(TaskPoolBase):
         seconds = monotonic() - begin
         size = sum(task.size for task in tasks)
         with self.schedule.condition:
-            self._seconds_per_sample += _ALPHA * (seconds / size - self._seconds_per_sample)
+            if self._stats.batches:  # the first one also pays for what torch sets up
+                self._seconds_per_sample += _ALPHA * (seconds / size - self._seconds_per_sample)
             self._count(
                 batches=1,
                 requests=len(tasks),

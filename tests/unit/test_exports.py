@@ -13,7 +13,10 @@ import pytest
 
 import hivemind
 import hivemind.moe
+import hivemind.moe.client
 import hivemind.utils
+
+LAZY = [hivemind, hivemind.moe, hivemind.moe.client, hivemind.utils]
 
 #: Names that hivemind 1.1 documents at these places, as far as they are built.
 PUBLIC = {
@@ -21,7 +24,8 @@ PUBLIC = {
         "DHT DecentralizedAverager Optimizer P2P P2PContext P2PHandlerError PeerID PeerInfo get_dht_time get_logger "
         "use_hivemind_log_handler Float16Compression NoCompression SizeAdaptiveCompression RoleAdaptiveCompression "
         "PerTensorCompression MSGPackSerializer ValueWithExpiration TimedStorage averaging compression dht moe "
-        "optim p2p proto utils __version__"
+        "optim p2p proto utils RemoteExpert RemoteMixtureOfExperts RemoteSwitchMixtureOfExperts ModuleBackend Server "
+        "register_expert_class __version__"
     ),
     "hivemind.compression": (
         "PerTensorCompression RoleAdaptiveCompression SizeAdaptiveCompression CompressionBase CompressionInfo "
@@ -30,7 +34,20 @@ PUBLIC = {
     ),
     "hivemind.dht": "DHT DHTNode DHTID DHTValue DEFAULT_NUM_WORKERS CompositeValidator RecordValidatorBase",
     "hivemind.averaging": "DecentralizedAverager",
-    "hivemind.moe": "declare_experts ExpertInfo ExpertUID",
+    "hivemind.moe": (
+        "RemoteExpert RemoteMixtureOfExperts RemoteSwitchMixtureOfExperts ModuleBackend Server declare_experts "
+        "get_experts register_expert_class ExpertInfo ExpertUID"
+    ),
+    "hivemind.moe.client": (
+        "RemoteExpert RemoteMixtureOfExperts RemoteSwitchMixtureOfExperts MoEBeamSearcher create_remote_experts"
+    ),
+    "hivemind.moe.client.expert": (
+        "RemoteExpert create_remote_experts batch_create_remote_experts expert_forward expert_backward get_server_stub "
+        "DUMMY"
+    ),
+    "hivemind.moe.client.remote_expert_worker": "RemoteExpertWorker",
+    "hivemind.moe.client.beam_search": "MoEBeamSearcher",
+    "hivemind.moe.client.switch_moe": "RemoteSwitchMixtureOfExperts",
     "hivemind.moe.expert_uid": (
         "ExpertInfo ExpertUID ExpertPrefix Coordinate UID_DELIMITER FLAT_EXPERT UID_PATTERN PREFIX_PATTERN "
         "is_valid_uid is_valid_prefix split_uid"
@@ -74,21 +91,27 @@ def typed_imports(module: ModuleType) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("module", [hivemind, hivemind.moe, hivemind.utils], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [hivemind, hivemind.moe, hivemind.moe.client, hivemind.utils], ids=lambda module: module.__name__
+)
 def test_lazy_names_are_what_type_checkers_see(module: ModuleType) -> None:
     names = {name for name in typed_imports(module) if not isinstance(getattr(module, name), ModuleType)}
     assert names == set(module.__all__)
     assert set(module.__all__) <= set(dir(module))
 
 
-@pytest.mark.parametrize("module", [hivemind, hivemind.moe, hivemind.utils], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [hivemind, hivemind.moe, hivemind.moe.client, hivemind.utils], ids=lambda module: module.__name__
+)
 def test_lazy_name_is_the_one_of_its_home(module: ModuleType) -> None:
     for home, names in module._HOMES.items():
         for name in names:
             assert getattr(module, name) is getattr(importlib.import_module(home), name)
 
 
-@pytest.mark.parametrize("module", [hivemind, hivemind.moe, hivemind.utils], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [hivemind, hivemind.moe, hivemind.moe.client, hivemind.utils], ids=lambda module: module.__name__
+)
 def test_unknown_name_is_an_attribute_error_that_names_it(module: ModuleType) -> None:
     with pytest.raises(AttributeError, match=r"has no attribute 'no_such_name'"):
         _ = module.no_such_name

@@ -1,0 +1,59 @@
+"""Experts that have just failed are passed over for a while: a dead server costs one wait, and not one a batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+
+from hivemind.clock import monotonic
+from hivemind.errors import DeadlineExceeded, DispatchFailure, HivemindError, PeerBusy, UnknownExpert
+from hivemind.identity import PeerID
+from hivemind.moe.uid import ExpertInfo
+
+__all__ = ["Suspects"]
+
+#: Seconds after a first failure; doubled with each further one in a row.
+_FIRST_SECONDS = 1.0
+_LONGEST_SECONDS = 60.0
+#: How many are remembered.
+_MOST = 10_000
+
+
+class Suspects:
+    """Servers that do not answer, and experts that their servers do not know (any more). Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # guarded by _lock: failures in a row, and until when it is passed over
+        self._known: dict[PeerID | ExpertInfo, tuple[int, float]] = {}
+
+    def note(self, answered: Iterable[ExpertInfo], failures: Mapping[ExpertInfo, HivemindError]) -> None:
+        """Some have answered, others failed. One that is busy or has refused its input is alive."""
+        with self._lock:
+            for expert in answered:
+                self._known.pop(expert, None)
+                self._known.pop(expert.peer_id, None)
+            for suspect in {_suspect(expert, error) for expert, error in failures.items()}:
+                if suspect is not None:
+                    self._suspect(suspect)
+
+    def _suspect(self, suspect: PeerID | ExpertInfo) -> None:
+        count, until = self._known.pop(suspect, (0, 0.0))
+        now = monotonic()
+        if now >= until:  # what fails meanwhile was asked before
+            count, until = count + 1, now + min(_LONGEST_SECONDS, _FIRST_SECONDS * 2.0**count)
+        self._known[suspect] = count, until
+        if len(self._known) > _MOST:
+            del self._known[next(iter(self._known))]
+
+    def usable(self, expert: ExpertInfo) -> bool:
+        """Whether it may be asked now."""
+        now = monotonic()
+        return all(now >= self._known.get(key, (0, 0.0))[1] for key in (expert, expert.peer_id))
+
+
+def _suspect(expert: ExpertInfo, error: HivemindError) -> PeerID | ExpertInfo | None:
+    if isinstance(error, UnknownExpert):
+        return expert
+    unanswered = isinstance(error, DeadlineExceeded | DispatchFailure) and not isinstance(error, PeerBusy)
+    return expert.peer_id if unanswered else None

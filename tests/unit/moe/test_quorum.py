@@ -1,0 +1,105 @@
+"""Whom a mixture waits for: the decision, and the wait in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hivemind.clock import Deadline
+from hivemind.errors import DeadlineExceeded, HivemindError, PeerUnreachable
+from hivemind.moe.client.quorum import Quorum, ask_all
+from hivemind.virtual_clock import run_virtual
+
+
+def test_the_quorum_is_that_of_each_sample() -> None:
+    quorum = Quorum([[0, 1], [0], [1]], samples=2, least=1)
+    assert not quorum.reached
+    quorum.note(1, answered=True)
+    assert not quorum.reached  # sample 1 has nobody yet
+    quorum.note(2, answered=True)
+    assert quorum.reached
+    assert quorum.short == []
+
+
+def test_a_sample_that_cannot_have_enough_is_not_waited_for() -> None:
+    quorum = Quorum([[0], [1], [1]], samples=3, least=2)
+    quorum.note(0, answered=False)
+    assert not quorum.reached
+    quorum.note(1, answered=True)
+    quorum.note(2, answered=True)
+    assert quorum.reached
+    assert quorum.short == [0, 2]
+
+
+@given(st.lists(st.sets(st.integers(0, 4)), max_size=6), st.integers(0, 3), st.randoms())
+def test_when_all_have_ended_nothing_is_waited_for(asked: list[set[int]], least: int, random: Any) -> None:
+    answers = [random.random() < 0.5 for _ in asked]
+    quorum = Quorum(asked, samples=5, least=least)
+    for expert in random.sample(range(len(asked)), len(asked)):
+        quorum.note(expert, answered=answers[expert])
+    got = [sum(answers[expert] for expert, group in enumerate(asked) if sample in group) for sample in range(5)]
+    assert quorum.reached
+    assert quorum.answers == got
+    assert quorum.short == [sample for sample in range(5) if got[sample] < least]
+
+
+def after(seconds: float, result: Any) -> Callable[[], Awaitable[Any]]:
+    async def call() -> Any:
+        await asyncio.sleep(seconds)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return call
+
+
+def ask(
+    calls: list[Callable[[], Awaitable[Any]]], least: int, seconds: float | None, grace: float | None
+) -> tuple[list[Any], float]:
+    """What a single sample gets from all calls, and how long that took."""
+
+    async def main() -> tuple[list[Any], float]:
+        begin = asyncio.get_running_loop().time()
+        quorum = Quorum([[0]] * len(calls), samples=1, least=least)
+        found = await ask_all(calls, quorum, Deadline.after(seconds), grace)
+        return found, asyncio.get_running_loop().time() - begin
+
+    return run_virtual(main)
+
+
+def test_all_are_waited_for_without_a_grace() -> None:
+    assert ask([after(1, "a"), after(5, "b")], 1, None, None) == (["a", "b"], 5)
+
+
+def test_others_have_their_grace_once_there_are_enough() -> None:
+    calls = [after(1, "a"), after(2, "b"), after(2.4, "c"), after(9, "d")]
+    assert ask(calls, 2, 60, 0.5) == (["a", "b", "c", None], 2.5)
+
+
+def test_without_enough_answers_the_deadline_counts() -> None:
+    found, seconds = ask([after(1, "a"), after(99, "b")], 2, 10, 0.5)
+    assert found[0] == "a"
+    assert isinstance(found[1], DeadlineExceeded)
+    assert seconds == 10
+
+
+def test_one_that_fails_is_a_result() -> None:
+    lost = PeerUnreachable("gone")
+    found, seconds = ask([after(1, "a"), after(2, lost)], 1, 60, None)
+    assert found == ["a", lost]
+    assert seconds == 2
+
+
+def test_a_fault_of_this_side_is_raised_as_it_is() -> None:
+    with pytest.raises(ZeroDivisionError):
+        ask([after(1, ZeroDivisionError()), after(2, "b")], 1, 60, None)
+
+
+def test_nobody_asked() -> None:
+    found: list[HivemindError | None] = ask([], 1, 60, 1)[0]
+    assert found == []
