@@ -20,8 +20,10 @@ from hivemind.dht.home import Door
 from hivemind.dht.node import DHTNode
 from hivemind.dht.recipe import CopyRecipe, NodeRecipe, Recipe
 from hivemind.dht.records import DHTKey, DHTValue, Subkey
+from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
 from hivemind.dht.watch import DEFAULT_WATCH_INTERVAL, DHTWatch, Watch
+from hivemind.errors import WrongTypeError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p import P2P, AuthorizerBase
@@ -58,10 +60,11 @@ class DHT(BackgroundNode):
     :param num_workers: requests that one search has under way at first
     :param record_validators: check and sign records; see also `add_validators`
     :param authorizer: decides who may call this node and be called by it; None: all
+    :param node_id: the place of the node among the keys; by default a random one, as it should be
     :param shutdown_timeout: seconds within which `shutdown` returns
     :param await_ready: with ``start``, wait until the node has joined; errors of the start are raised here
     :param kwargs: options of `DHTNodeOptions` and, without ``p2p``, of `P2PConfig`
-    :raises WrongTypeError: if ``initial_peers`` is one address and not several
+    :raises WrongTypeError: if ``initial_peers`` is one address and not several, or ``node_id`` is no id
     :raises ConfigError: if another argument is wrong
     :raises P2PDaemonError: if the daemon does not start, or no initial peer answers ("failed to connect to bootstrap
         peers", with each address and why)
@@ -77,12 +80,15 @@ class DHT(BackgroundNode):
         num_workers: int = DEFAULT_NUM_WORKERS,
         record_validators: Iterable[RecordValidatorBase] = (),
         authorizer: AuthorizerBase | None = None,
+        node_id: DHTID | None = None,
         shutdown_timeout: float = 3,
         await_ready: bool = True,
         **kwargs: Any,
     ) -> None:
         check_choice("start", start, (True, False))
         check_choice("daemon", daemon, (True, False))
+        if node_id is not None and not isinstance(node_id, DHTID):
+            raise WrongTypeError("node_id", node_id, "a DHTID")
         options, p2p_options = split_node_options(
             {**kwargs, "num_workers": num_workers}, shared=p2p is not None, where="DHT"
         )
@@ -93,6 +99,7 @@ class DHT(BackgroundNode):
             authorizer=authorizer,
             p2p=p2p,
             p2p_options=p2p_options,
+            node_id=node_id,
         )
         self._set_up(recipe, shutdown_timeout)
         if start:

@@ -13,6 +13,7 @@ from hivemind.dht.bootstrap import join_through_home
 from hivemind.dht.config import DHTNodeOptions
 from hivemind.dht.home import Home
 from hivemind.dht.node import DHTNode
+from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import CompositeValidator
 from hivemind.errors import P2PDaemonError
 from hivemind.p2p import P2P, AuthorizerBase
@@ -52,9 +53,11 @@ class NodeRecipe(Recipe):
 
     :param p2p: the given peer; of any loop, if it has a daemon
     :param p2p_options: of `P2PConfig`, for an own daemon
+    :param node_id: None: a random one
     """
 
     p2p: P2P | None
+    node_id: DHTID | None = None
     # not shown: a swarm key may be among them
     p2p_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -63,6 +66,7 @@ class NodeRecipe(Recipe):
         try:
             return await DHTNode.create(
                 p2p=p2p,
+                node_id=self.node_id,
                 initial_peers=self.initial_peers,
                 record_validator=self.validators,
                 authorizer=self.authorizer,

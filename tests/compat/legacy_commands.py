@@ -8,6 +8,7 @@ for a fault of 1.1.12.
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from pydantic.v1 import BaseModel, StrictFloat
 import hivemind
 from hivemind.averaging.averager import DecentralizedAverager
 from hivemind.compression import Float16Compression, NoCompression, deserialize_torch_tensor, serialize_torch_tensor
-from hivemind.dht import DHT
+from hivemind.dht import DHT, DHTID, DHTNode
 from hivemind.dht.crypto import RSASignatureValidator
 from hivemind.dht.schema import SchemaValidator
 from hivemind.p2p import P2P
@@ -64,8 +65,10 @@ def _outcome(run: Callable[[], Any]) -> Any:
 # DHT
 
 
-def dht_start(name: str, initial_peers: list[str], **options: Any) -> dict[str, Any]:
+def dht_start(name: str, initial_peers: list[str], node_id: bytes | None = None, **options: Any) -> dict[str, Any]:
     """Start a DHT node; returns its peer id and addresses."""
+    if node_id is not None:
+        options["node_id"] = DHTID.from_bytes(node_id)
     dht = _dhts[name] = DHT(initial_peers=initial_peers, start=True, **LOCAL, **options)
     return {"peer_id": dht.peer_id.to_base58(), "maddrs": [str(maddr) for maddr in dht.get_visible_maddrs()]}
 
@@ -90,6 +93,31 @@ def dht_get(name: str, key: Any, latest: bool = True) -> Any:
     if isinstance(found.value, dict):
         return {subkey: getattr(entry, "value", entry) for subkey, entry in found.value.items()}
     return found.value
+
+
+async def _copies_of(key: Any, dht: DHT, node: DHTNode) -> dict[str, bool]:
+    key_id = DHTID.generate(source=key)
+    return {
+        "stored": node.protocol.storage.get(key_id) is not None,
+        "cached": node.protocol.cache.get(key_id) is not None,
+    }
+
+
+def dht_copies(name: str, key: Any) -> dict[str, bool]:
+    """Whether the node itself holds a key: ``stored``, ``cached``."""
+    copies: dict[str, bool] = _dhts[name].run_coroutine(partial(_copies_of, key))
+    return copies
+
+
+async def _drop(key: Any, dht: DHT, node: DHTNode) -> None:
+    for place in (node.protocol.storage, node.protocol.cache):
+        if DHTID.generate(source=key) in place:
+            del place[DHTID.generate(source=key)]
+
+
+def dht_drop(name: str, key: Any) -> None:
+    """Have the node itself hold a key no more."""
+    _dhts[name].run_coroutine(partial(_drop, key))
 
 
 def dht_stop(name: str) -> None:

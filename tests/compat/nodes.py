@@ -26,7 +26,7 @@ class Node(Protocol):
     def store(self, key: Any, value: Any, lifetime: float, subkey: Any = None) -> bool:
         """Store a value for ``lifetime`` seconds."""
 
-    def get(self, key: Any) -> Any:
+    def get(self, key: Any, latest: bool = True) -> Any:
         """The value, ``{subkey: value}`` for a dictionary, None if there is none."""
 
 
@@ -43,8 +43,8 @@ class OurNode:
     def store(self, key: Any, value: Any, lifetime: float, subkey: Any = None) -> bool:
         return bool(self.dht.store(key, value, get_dht_time() + lifetime, subkey=subkey))
 
-    def get(self, key: Any) -> Any:
-        found = self.dht.get(key, latest=True)
+    def get(self, key: Any, latest: bool = True) -> Any:
+        found = self.dht.get(key, latest=latest)
         if found is None:
             return None
         if isinstance(found.value, dict):
@@ -57,17 +57,18 @@ class LegacyNode:
 
     kind: Kind = "legacy"
 
-    def __init__(self, process: LegacyPeer, started: dict[str, Any]) -> None:
+    def __init__(self, process: LegacyPeer, started: dict[str, Any], name: str = "d") -> None:
         self.process = process
+        self.name = name
         self.peer_id: str = started["peer_id"]
         self.maddrs: list[str] = started["maddrs"]
 
     def store(self, key: Any, value: Any, lifetime: float, subkey: Any = None) -> bool:
-        arguments = {"name": "d", "key": key, "value": value, "lifetime": lifetime, "subkey": subkey}
+        arguments = {"name": self.name, "key": key, "value": value, "lifetime": lifetime, "subkey": subkey}
         return bool(self.process.call("dht_store", RECORD_SECONDS, **arguments))
 
-    def get(self, key: Any) -> Any:
-        return self.process.call("dht_get", RECORD_SECONDS, name="d", key=key)
+    def get(self, key: Any, latest: bool = True) -> Any:
+        return self.process.call("dht_get", RECORD_SECONDS, name=self.name, key=key, latest=latest)
 
 
 @contextmanager
