@@ -28,6 +28,8 @@ class Counters:
         #: searches that have ended, and the answers that built on each other in them, at the longest
         self.lookups = 0
         self.hops = 0
+        #: searches of which the target was crowded by far more nodes than the swarm has elsewhere
+        self.crowded = 0
         #: requests to other nodes, those of them that failed, and those of them that got no answer in time
         self.requests = 0
         self.failures = 0
@@ -48,6 +50,7 @@ _HELP: Final = {
     "stores_accepted": "Records stored that some node has accepted.",
     "lookups": "Searches ended.",
     "hops": "Answers that built on each other, summed over all searches.",
+    "crowded": "Searches for keys around which suspiciously many nodes sit.",
     "requests": "Requests to other nodes.",
     "failures": "Requests to other nodes that failed.",
     "timeouts": "Requests to other nodes without an answer in time.",
@@ -82,6 +85,7 @@ class DHTStats:
     stores_accepted: int
     lookups: int
     hops: int
+    crowded: int
     requests: int
     failures: int
     timeouts: int

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from hivemind.clock import Deadline
-from hivemind.dht.lookup import Lookup, Request
+from hivemind.dht.crowds import density_around, detours
+from hivemind.dht.lookup import Lookup, Node, Request
 from hivemind.dht.routing import DHTID
 from hivemind.dht.search import Answer, Patience, run_lookups
 from hivemind.identity import PeerID
@@ -18,6 +22,10 @@ __all__ = ["Finder"]
 
 #: A search ends after so many times ``wait_timeout``, with what it has found.
 _SEARCH_ROUNDS: Final = 10
+#: Seconds for which an estimate of the density of the swarm is used.
+_DENSITY_SECONDS: Final = 5.0
+#: Nodes that must have answered to tell who is near a place.
+_WITNESSES: Final = 3
 
 
 class Finder:
@@ -26,6 +34,9 @@ class Finder:
     def __init__(self, node: DHTNode) -> None:
         self._node = node
         self._patience = Patience()
+        self._known_density: float | None = None
+        # by the clock of the loop
+        self._density_until = -math.inf
 
     def lookup(
         self,
@@ -52,28 +63,69 @@ class Finder:
         *,
         chunk_size: int | None = None,
         one_first: bool = False,
+        beyond_crowds: bool = False,
     ) -> None:
         """Run lookups to their end, which is bounded; see `search.run_lookups`.
 
         :param chunk_size: ids in one request; default that of the node
+        :param beyond_crowds: where many nodes crowd around the target, go on behind them; see `crowds`
         """
         counters = self._node.counters
+        deadline = Deadline.after(_SEARCH_ROUNDS * self._node.options.wait_timeout)
+        density = self._density() if beyond_crowds else None
+        crowded: list[Lookup] = []
 
         def on_end(lookup: Lookup) -> None:
+            if density is not None and lookup.density is None and lookup.crowded(density):
+                crowded.append(lookup)
+                return
             counters.lookups += 1
             counters.hops += lookup.hops
             on_finished(lookup)
 
-        await run_lookups(
-            lookups,
-            ask,
-            on_end,
-            num_workers=num_workers,
-            chunk_size=self._node.chunk_size if chunk_size is None else chunk_size,
-            patience=self._patience,
-            deadline=Deadline.after(_SEARCH_ROUNDS * self._node.options.wait_timeout),
-            one_first=one_first,
+        chunk = self._node.chunk_size if chunk_size is None else chunk_size
+        run = partial(
+            run_lookups, num_workers=num_workers, chunk_size=chunk, patience=self._patience, deadline=deadline
         )
+        await run(lookups, ask, on_end, one_first=one_first)
+        if density is not None and crowded:
+            counters.crowded += len(crowded)
+            await self._find_others(crowded, density, run)
+            await run(crowded, ask, on_end)
+
+    async def _find_others(
+        self, lookups: Sequence[Lookup], density: float, run: Callable[..., Awaitable[None]]
+    ) -> None:
+        """Find nodes behind the crowds around targets, and have the lookups go on with them."""
+        node, bucket_size = self._node, self._node.protocol.bucket_size
+        crowd = {node_id for lookup in lookups for node_id in lookup.crowd(density)}
+        around = {lookup.target: detours(lookup.target, density) for lookup in lookups}
+        found: dict[DHTID, list[Node]] = {}
+
+        def on_end(lookup: Lookup) -> None:
+            found[lookup.target] = lookup.known(bucket_size)
+
+        searches = []
+        for place in dict.fromkeys(place for places in around.values() for place in places):
+            search = Lookup(place, _WITNESSES, own_id=node.node_id)
+            search.ignore(crowd)
+            known = node.protocol.routing_table.get_nearest_neighbors(place, bucket_size + len(crowd))
+            search.hear(each for each in known if each[1] not in node.blacklist)
+            searches.append(search)
+        await run(searches, self.ask_for_nodes, on_end)
+        for lookup in lookups:
+            others = [each for place in around[lookup.target] for each in found[place]]
+            lookup.look_beyond(density, bucket_size, others)
+
+    def _density(self) -> float | None:
+        """How dense the swarm is; None if too few nodes are known to tell."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._density_until:
+            node = self._node
+            nearest = node.protocol.routing_table.get_nearest_neighbors(node.node_id, node.protocol.bucket_size)
+            self._known_density = density_around(node.node_id, [node_id for node_id, _ in nearest])
+            self._density_until = now + _DENSITY_SECONDS
+        return self._known_density
 
     async def ask_for_nodes(self, request: Request) -> Answer:
         """Send a request of a lookup that wants no values."""

@@ -14,6 +14,7 @@ from bisect import insort
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
+from hivemind.dht.crowds import allowed_within, count_in, is_crowded
 from hivemind.dht.records import MAX_NEIGHBORS
 from hivemind.dht.routing import DHTID
 from hivemind.identity import PeerID
@@ -70,6 +71,8 @@ class Lookup:
         self.hops = 0
         # nodes that take long to answer
         self._slow: set[DHTID] = set()
+        #: nodes for each unit of distance, where the target was found to be crowded
+        self.density: float | None = None
         self._agree_on_beam()
 
     def hear(self, nodes: Iterable[Node], depth: int = 0) -> None:
@@ -103,7 +106,13 @@ class Lookup:
     @property
     def _reach(self) -> int:
         """Of how many of the nearest nodes one may be asked: while some are slow, others are asked in their stead."""
-        return self.beam_size + len(self._slow)
+        return self._span(self.beam_size) + len(self._slow)
+
+    def _span(self, count: int) -> int:
+        """How many of the nearest nodes to take for ``count`` that count: all do, unless they are a crowd."""
+        if self.density is None:
+            return count
+        return count_in((distance for distance, _ in self._by_distance), self.density, count)
 
     def ask(self, node_id: DHTID) -> None:
         """Note that the node is being asked."""
@@ -159,7 +168,7 @@ class Lookup:
         if self._stopped:
             return True
         spent = self._asked >= MAX_CONTACTS_PER_BEAM * self.beam_size
-        for _, node_id in self._by_distance[: self.beam_size]:
+        for _, node_id in self._by_distance[: self._span(self.beam_size)]:
             state = self.states[node_id]
             if state is NodeState.ASKED or (state is NodeState.HEARD and not spent):
                 return False
@@ -169,6 +178,35 @@ class Lookup:
         """Up to ``k`` of the nodes that have answered, nearest first."""
         answered = (node for _, node in self._by_distance if self.states[node] is NodeState.ANSWERED)
         return [(node_id, self.peers[node_id]) for node_id, _ in zip(answered, range(k), strict=False)]
+
+    def crowded(self, density: float) -> bool:
+        """Whether far more nodes are near the target than the swarm has elsewhere; see `crowds`."""
+        return not self._stopped and is_crowded((distance for distance, _ in self._by_distance), density)
+
+    def crowd(self, density: float) -> list[DHTID]:
+        """Of the nodes heard of, those that are too many."""
+        counted, others = 0, []
+        for distance, node_id in self._by_distance:
+            if counted + 1 <= allowed_within(distance, density):
+                counted += 1
+            else:
+                others.append(node_id)
+        return others
+
+    def ignore(self, node_ids: Iterable[DHTID]) -> None:
+        """Never ask these, whoever names them."""
+        self.states.update(dict.fromkeys(node_ids, NodeState.FAILED))
+
+    def look_beyond(self, density: float, beam_size: int, others: Iterable[Node]) -> None:
+        """Go on behind a crowd, with ``others`` that were found there."""
+        self.density = density
+        self.quorum = None
+        self.beam_size = self.widest = beam_size
+        self.hear(others)
+
+    def spread(self, k: int) -> list[Node]:
+        """The nearest nodes that have answered, so many that ``k`` of those heard of count, crowd or not."""
+        return self.nearest(self._span(k))
 
     def known(self, k: int) -> list[Node]:
         """Up to ``k`` of the nodes heard of that have not failed, nearest first."""

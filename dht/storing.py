@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from hivemind.clock import DHTExpiration
-from hivemind.dht.lookup import Lookup, Node
+from hivemind.dht.lookup import Lookup
 from hivemind.dht.records import (
     MAX_RECORD_BYTES,
     DHTKey,
@@ -38,6 +38,8 @@ logger = get_logger(__name__)
 
 #: Nodes nearest to a key that must have answered before a record goes to those that they have named.
 _WITNESSES: Final = 3
+#: Where nodes crowd around a key, a record goes to so many times the replicas.
+_CROWD_FACTOR: Final = 3
 
 
 @dataclass(eq=False, slots=True)
@@ -125,6 +127,8 @@ class _Target:
     """Where the records of one key go."""
 
     records: list[Record]
+    #: nodes that are to have it
+    wanted: int
     #: nodes that may hold it, nearest first; None stands for this node
     nodes: list[PeerID | None] = field(default_factory=list)
     #: nodes that were asked to hold it
@@ -155,7 +159,7 @@ class Placement:
         self._targets: dict[DHTID, _Target] = {}
         self._not_accepted = 0
         for record in records:
-            self._targets.setdefault(record.key, _Target([])).records.append(record)
+            self._targets.setdefault(record.key, _Target([], self._replicas)).records.append(record)
             self._not_accepted += 1
         #: set once each record was accepted by some node
         self.accepted_once = asyncio.Event()
@@ -169,7 +173,7 @@ class Placement:
             await self._find_nodes(self._targets, num_workers, min(_WITNESSES, self._replicas), answered_only=False)
             await self._place()
             targets = self._targets.items()
-            lacking = [key for key, each in targets if each.responded < self._replicas and not each.smooth]
+            lacking = [key for key, each in targets if each.responded < each.wanted and not each.smooth]
         else:
             lacking = list(self._targets)
         if lacking:
@@ -188,8 +192,13 @@ class Placement:
         node = self._node
 
         def on_finished(lookup: Lookup) -> None:
-            target = self._targets[lookup.target]
-            found: list[Node] = lookup.nearest(beam_size) if answered_only else lookup.known(2 * self._replicas)
+            target, found = self._targets[lookup.target], lookup.known(2 * self._replicas)
+            if lookup.density is not None:
+                # most of the nearest may be up to no good: others get it too
+                found = lookup.spread(_CROWD_FACTOR * self._replicas)
+                target.wanted = len(found)
+            elif answered_only:
+                found = lookup.nearest(beam_size)
             nodes: list[tuple[int, PeerID | None]] = [(each ^ lookup.target, peer) for each, peer in found]
             if not self._exclude_self:
                 nodes.append((node.node_id ^ lookup.target, None))
@@ -199,7 +208,8 @@ class Placement:
         lookups = [node.finder.lookup(key, beam_size) for key in keys]
         # as hivemind 1.1 does: the more keys, the more of them in one request
         chunk_size = max(node.chunk_size, math.isqrt(len(lookups)))
-        await node.finder.run(lookups, node.finder.ask_for_nodes, on_finished, num_workers, chunk_size=chunk_size)
+        ask = node.finder.ask_for_nodes
+        await node.finder.run(lookups, ask, on_finished, num_workers, chunk_size=chunk_size, beyond_crowds=True)
 
     async def _place(self) -> None:
         while batches := self._next_batches():
@@ -216,7 +226,7 @@ class Placement:
         """What each node is asked to store next: all keys advance together, so that nodes get few requests."""
         batches: dict[PeerID | None, list[Record]] = defaultdict(list)
         for target in self._targets.values():
-            for peer in target.take(self._replicas - target.responded):
+            for peer in target.take(target.wanted - target.responded):
                 batches[peer].extend(target.records)
         return batches
 
