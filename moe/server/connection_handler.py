@@ -27,8 +27,9 @@ from hivemind.moe.messages import as_told, decode, encode, pack_schema, read_req
 from hivemind.moe.server.fair_queue import Share
 from hivemind.moe.server.module_backend import ModuleBackend, check_inputs
 from hivemind.moe.server.task_pool import TaskPool
+from hivemind.moe.service import ConnectionHandler as Service
 from hivemind.nested import nested_flatten
-from hivemind.p2p import DEFAULT_MAX_MSG_SIZE, P2PContext, ServicerBase
+from hivemind.p2p import DEFAULT_MAX_MSG_SIZE, P2PContext
 from hivemind.proto import runtime_pb2
 from hivemind.runtime import in_pool
 
@@ -52,7 +53,7 @@ _MEMORY_RETRY: Final = 1.0
 _TOLD = (ExpertError, SerializationError, ProtocolViolation, MessageTooLarge, DeadlineExceeded)
 
 
-class ConnectionHandler(ServicerBase):
+class ConnectionHandler(Service):
     """Brings each call to its expert. Owned by the network loop.
 
     :param experts: by uid; what is added to it or removed from it is known at once

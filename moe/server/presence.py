@@ -12,7 +12,7 @@ from hivemind.dht import DHTNode
 from hivemind.errors import ConfigError, HivemindError
 from hivemind.log import get_logger
 from hivemind.moe.declare import find_experts, store_declarations, store_withdrawals
-from hivemind.moe.server.connection_handler import ConnectionHandler
+from hivemind.moe.service import get_server_stub
 from hivemind.moe.uid import ExpertInfo
 from hivemind.proto import runtime_pb2
 
@@ -38,7 +38,7 @@ async def check_free(node: DHTNode, uids: Iterable[str]) -> None:
 
 
 async def _answers(node: DHTNode, info: ExpertInfo) -> bool:
-    stub: Any = ConnectionHandler.get_stub(node.p2p, info.peer_id)
+    stub: Any = get_server_stub(node.p2p, info.peer_id)
     try:
         await stub.rpc_info(runtime_pb2.ExpertUID(uid=info.uid), timeout=_ANSWER_SECONDS)
     except HivemindError:  # it is gone, or does not serve it any more

@@ -41,15 +41,15 @@ class Command:
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
-    def line(self) -> str:
+    def line(self, seconds: float = PATIENCE) -> str:
         """The next line."""
-        line = self._lines.get(timeout=PATIENCE)
+        line = self._lines.get(timeout=seconds)
         assert line is not None, f"it has ended with {self.process.wait(PATIENCE)}"
         return line
 
-    def until(self, words: str) -> str:
-        """The next line with ``words``."""
-        while words not in (line := self.line()):
+    def until(self, words: str, seconds: float = PATIENCE) -> str:
+        """The next line with ``words``; ``seconds`` for each line before it."""
+        while words not in (line := self.line(seconds)):
             pass
         return line
 
