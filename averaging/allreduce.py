@@ -322,7 +322,8 @@ class AllReduceRunner:
                 await anext(answers, None)
 
     def _register(self, reducer: int, index: int, answer: TensorMessage) -> None:
-        delta = codec_for(answer.compression).extract(answer)
+        device = self._container.local_part(reducer, index).device
+        delta = codec_for(answer.compression).extract(answer, device)
         self._container.register_processed_part(reducer, index, delta)
 
 

@@ -59,10 +59,10 @@ def reduce_part(
 
 
 def _decode(message: TensorMessage, local: torch.Tensor) -> torch.Tensor:
-    part = codec_for(message.compression).extract(message)
+    part = codec_for(message.compression).extract(message, local.device)
     if part.shape != local.shape or part.is_complex():
         raise SerializationError(f"a part of shape {tuple(part.shape)}, expected {tuple(local.shape)}")
-    return part.to(local.device)
+    return part
 
 
 def _mean(values: Mapping[int, torch.Tensor], weights: Mapping[int, float]) -> torch.Tensor | None:

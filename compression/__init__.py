@@ -2,8 +2,10 @@
 
 * `base`: the codec interface, what a codec may know of a tensor, and the codec that changes nothing;
 * `buffers`: tensors and plain memory, and what a message may say of itself;
-* `floating`: half precision; * `adaptive`: strategies that choose a codec by size, role or key;
-* `registry`: which codec reads which ``CompressionType``;
+* `floating`: 16 bits an element; `uniform`, `quantile`, `blockwise`: 8 bits, with what they share in `codebook`;
+* `adaptive`: strategies that choose a codec by size, role or key;
+* `registry`: which codec reads which ``CompressionType``, those of other packages among them;
+* `chunks`, `moments`: going over many elements in pieces that stay in a core's cache;
 * `spec`: descriptors of tensors;
 * `wire`: tensors from and to messages and streams of messages.
 """
@@ -14,11 +16,14 @@ from hivemind.compression.adaptive import (
     RoleAdaptiveCompression,
     SizeAdaptiveCompression,
 )
-from hivemind.compression.base import CompressionBase, CompressionInfo, Key, NoCompression, TensorRole
+from hivemind.compression.base import BufferCodec, CompressionBase, CompressionInfo, Key, NoCompression, TensorRole
+from hivemind.compression.blockwise import BlockwiseQuantization
 from hivemind.compression.buffers import Buffer, TensorMessage, read_header
-from hivemind.compression.floating import Float16Compression
-from hivemind.compression.registry import codec_for
+from hivemind.compression.floating import Float16Compression, ScaledFloat16Compression
+from hivemind.compression.quantile import Quantile8BitQuantization
+from hivemind.compression.registry import codec_for, known_codecs, register_codec
 from hivemind.compression.spec import DUMMY_BATCH_SIZE, BatchTensorDescriptor, TensorDescriptor
+from hivemind.compression.uniform import Uniform8BitQuantization
 from hivemind.compression.wire import (
     DEFAULT_CHUNK_BYTES,
     combine_from_streaming,
@@ -33,23 +38,30 @@ __all__ = [
     "DUMMY_BATCH_SIZE",
     "AdaptiveCompressionBase",
     "BatchTensorDescriptor",
+    "BlockwiseQuantization",
     "Buffer",
+    "BufferCodec",
     "CompressionBase",
     "CompressionInfo",
     "Float16Compression",
     "Key",
     "NoCompression",
     "PerTensorCompression",
+    "Quantile8BitQuantization",
     "RoleAdaptiveCompression",
+    "ScaledFloat16Compression",
     "SizeAdaptiveCompression",
     "TensorDescriptor",
     "TensorMessage",
     "TensorRole",
+    "Uniform8BitQuantization",
     "codec_for",
     "combine_from_streaming",
     "deserialize_tensor_stream",
     "deserialize_torch_tensor",
+    "known_codecs",
     "read_header",
+    "register_codec",
     "serialize_torch_tensor",
     "split_for_streaming",
 ]

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from hivemind.compression.base import CompressionBase, CompressionInfo, NoCompression, TensorRole
-from hivemind.compression.buffers import Buffer, TensorMessage
+from hivemind.compression.buffers import CPU, Buffer, TensorMessage
 from hivemind.compression.registry import codec_for
 from hivemind.errors import ConfigError
 from hivemind.proto import runtime_pb2
@@ -37,8 +37,8 @@ class AdaptiveCompressionBase(CompressionBase):
     ) -> tuple[runtime_pb2.Tensor, Buffer]:
         return self.choose_compression(info).encode(tensor, info, allow_inplace)
 
-    def extract(self, serialized_tensor: TensorMessage) -> torch.Tensor:
-        return codec_for(serialized_tensor.compression).extract(serialized_tensor)
+    def extract(self, serialized_tensor: TensorMessage, device: torch.device = CPU) -> torch.Tensor:
+        return codec_for(serialized_tensor.compression).extract(serialized_tensor, device)
 
     def estimate_compression_ratio(self, info: CompressionInfo) -> float:
         return self.choose_compression(info).estimate_compression_ratio(info)

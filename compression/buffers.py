@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from hivemind.errors import SerializationError
 
-__all__ = ["WIRE_DTYPES", "Buffer", "TensorMessage", "dtype_name", "from_buffer", "read_header", "to_buffer"]
+__all__ = ["CPU", "WIRE_DTYPES", "Buffer", "TensorMessage", "dtype_name", "from_buffer", "read_header", "to_buffer"]
+
+CPU = torch.device("cpu")
 
 #: Memory that holds encoded values. What is not ``bytes`` belongs to whoever has got it, and may be written to.
 Buffer = bytes | bytearray | memoryview
@@ -87,20 +90,33 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def to_buffer(tensor: torch.Tensor) -> memoryview:
-    """The elements in C order. No copy if the tensor is contiguous and on the CPU: use it before the tensor changes."""
+    """The elements in C order. No copy if the tensor is contiguous and on the CPU: use it before the tensor changes.
+
+    From a GPU they are copied once, to memory that it can write to by itself.
+    """
     if not tensor.numel():  # may have strides that no view takes
         return memoryview(b"")
-    octets = tensor.detach().cpu().resolve_conj().contiguous().view(-1).view(torch.uint8)
-    return octets.numpy().data
+    octets = tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
+    if octets.is_cuda:
+        pinned = torch.empty(octets.shape, dtype=torch.uint8, pin_memory=True)
+        pinned.copy_(octets, non_blocking=True)
+        torch.cuda.current_stream(octets.device).synchronize()
+        return pinned.numpy().data
+    return octets.cpu().numpy().data
 
 
-def from_buffer(buffer: Buffer, dtype: torch.dtype) -> torch.Tensor:
-    """A 1-d CPU tensor of the elements in ``buffer``, whose length is a multiple of their size.
+def from_buffer(buffer: Buffer, dtype: torch.dtype, device: torch.device = CPU) -> torch.Tensor:
+    """A 1-d tensor on ``device`` of the elements in ``buffer``, whose length is a multiple of their size.
 
-    It may be written to. No copy if the buffer may be written to as well, and begins at a multiple of that size.
+    It may be written to. No copy if it is on the CPU, and the buffer may be written to as well and begins at a multiple
+    of that size.
     """
     if not len(buffer):  # torch.frombuffer refuses empty buffers
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device=device)
+    if device.type != "cpu":
+        staging = torch.empty(len(buffer), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        staging.numpy()[:] = np.frombuffer(buffer, np.uint8)
+        return staging.to(device, non_blocking=True).view(dtype)
     if isinstance(buffer, bytes) or (isinstance(buffer, memoryview) and buffer.readonly):
         buffer = bytearray(buffer)
     octets = torch.frombuffer(buffer, dtype=torch.uint8)

@@ -2,45 +2,205 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element
+from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
 from hivemind.compression.buffers import Buffer, from_buffer, to_buffer
+from hivemind.compression.chunks import CPU_SPAN, Spans, walk
+from hivemind.compression.moments import moments
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
 
-__all__ = ["Float16Compression"]
+__all__ = ["Float16Compression", "ScaledFloat16Compression"]
 
 FP16_MAX = 65504.0
+#: Relative error of rounding to float16, and absolute error where float16 has no more digits.
+FP16_ROUNDING, FP16_SMALLEST = 2**-11, 2**-25
+_FLOATS = (torch.float16, torch.float32, torch.float64)
+#: Below it a row counts as constant, as in hivemind 1.1: the distance of 1 from the next float32.
+_LEAST_STD = 2**-23
 
 
 class Float16Compression(BufferCodec):
-    """Half precision: 2 bytes an element, values beyond ±65504 become ±65504. Carries float16, float32 and float64."""
+    """Half precision: 2 bytes an element, values beyond ±65504, infinities too, become ±65504; NaN stays.
+
+    Carries float16, float32 and float64.
+    """
 
     compression_type = runtime_pb2.FLOAT16
     light = True
+    linear = True
 
     def encode(
         self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False
     ) -> tuple[runtime_pb2.Tensor, Buffer]:
-        if tensor.dtype not in (torch.float16, torch.float32, torch.float64):
-            raise SerializationError(
-                f"Float16Compression does not support {tensor.dtype} tensors, only float16, float32 and float64"
-            )
-        # via float32, as the wire format asks (float64 is thus rounded twice). The result is a new tensor, also for
-        # float16; what was too large is infinite in it by now, and is clamped there
-        half = tensor.detach().to(torch.float32).to(torch.float16).clamp_(-FP16_MAX, FP16_MAX)
-        return self._header(tensor), to_buffer(half)
+        header = self._header(tensor, _FLOATS)
+        values = tensor.detach().contiguous().view(-1)
+        half = torch.empty_like(values, dtype=torch.float16)
 
-    def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size) -> torch.Tensor:
-        return from_buffer(buffer, torch.float16).to(dtype).reshape(shape)
+        def encode(spans: Spans) -> None:
+            for start, stop in spans:
+                # via float32, as the wire format asks: float64 is rounded twice
+                single = values[start:stop].to(torch.float32)
+                half[start:stop] = single.clamp(-FP16_MAX, FP16_MAX)
+
+        walk(encode, len(values), values.device)
+        return header, to_buffer(half)
+
+    def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> torch.Tensor:
+        half = from_buffer(buffer, torch.float16, device)
+        if dtype == torch.float16:
+            return half.reshape(shape)
+        values = torch.empty_like(half, dtype=dtype)
+
+        def decode(spans: Spans) -> None:
+            for start, stop in spans:
+                values[start:stop] = half[start:stop]
+
+        walk(decode, len(half), device)
+        return values.reshape(shape)
+
+    def buffer_lengths(self, shape: torch.Size, dtype: torch.dtype) -> Sequence[int]:
+        if not dtype.is_floating_point:
+            raise SerializationError(f"FLOAT16 does not carry {dtype}")
+        return (2 * shape.numel(),)
+
+    def error_bound(self, tensor: torch.Tensor) -> torch.Tensor:
+        size = tensor.detach().double().abs()
+        # rounded to float32 first, which may take it over the middle between two halves
+        rounding = (size * (FP16_ROUNDING + 2**-24)).clamp(min=FP16_SMALLEST)
+        return torch.where(size > FP16_MAX, size - FP16_MAX, rounding)
 
     def estimate_compression_ratio(self, info: CompressionInfo) -> float:
         return 16 / bits_per_element(info)
 
-    def buffer_lengths(self, elements: int, dtype: torch.dtype) -> Sequence[int]:
-        if not dtype.is_floating_point:
-            raise SerializationError(f"FLOAT16 does not carry {dtype}")
-        return (2 * elements,)
+
+class ScaledFloat16Compression(BufferCodec):
+    """Half precision of what is normalised over the last axis, for values that float16 itself has no range for.
+
+    2 bytes an element, and mean and standard deviation of each row in float32. A finite value may be off by 2**-11 of
+    its distance from the row's mean, and by 65504 standard deviations less than that distance. NaN and infinities stay
+    what they are, and have no share in mean and deviation (in hivemind 1.1 they spoil their row). Carries float16,
+    float32 and float64, from one dimension on.
+    """
+
+    compression_type = runtime_pb2.MEANSTD_16BIT
+
+    def encode(
+        self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False
+    ) -> tuple[runtime_pb2.Tensor, Buffer]:
+        count, width = _rows_of(tensor.shape)
+        header = self._header(tensor, _FLOATS)
+        rows = tensor.detach().contiguous().view(count, width)
+        half = torch.empty_like(rows, dtype=torch.float16)
+        scales = torch.empty(2, count, 1, dtype=torch.float32, device=tensor.device)  # means, then deviations
+
+        def encode(spans: Spans) -> None:
+            for start, stop in spans:
+                half[start:stop], scales[0, start:stop], scales[1, start:stop] = _normalised(rows[start:stop])
+
+        if width > CPU_SPAN and rows.device.type == "cpu":
+            for row in range(count):
+                _normalise_long(rows[row], half[row], scales[:, row])
+        else:
+            walk(encode, count, tensor.device, unit=max(1, width))
+        return header, to_buffer(torch.cat([half.view(-1).view(torch.uint8), scales.view(-1).view(torch.uint8)]))
+
+    def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> torch.Tensor:
+        count, width = _rows_of(shape)
+        octets = memoryview(buffer)
+        half = from_buffer(octets[: 2 * count * width], torch.float16, device).view(count, width)
+        means, stds = from_buffer(octets[2 * count * width :], torch.float32, device).view(2, count, 1)
+        rows = torch.empty_like(half, dtype=dtype)
+
+        def decode(spans: Spans) -> None:
+            for start, stop in spans:
+                rows[start:stop].copy_(half[start:stop]).mul_(stds[start:stop]).add_(means[start:stop])
+
+        if width > CPU_SPAN and device.type == "cpu":
+            for row in range(count):
+                _decode_long(half[row], means[row], stds[row], rows[row])
+        else:
+            walk(decode, count, device, unit=max(1, width))
+        return rows.reshape(shape)
+
+    def buffer_lengths(self, shape: torch.Size, dtype: torch.dtype) -> Sequence[int]:
+        if dtype not in _FLOATS:
+            raise SerializationError(f"MEANSTD_16BIT does not carry {dtype}")
+        count, width = _rows_of(shape)
+        return (2 * count * width + 8 * count,)
+
+    def error_bound(self, tensor: torch.Tensor) -> torch.Tensor:
+        rows = tensor.detach().double().reshape(_rows_of(tensor.shape))
+        _, means, stds = (part.double() for part in _normalised_carefully(rows.float()))
+        distance = (rows - means).abs()
+        bound = (distance * FP16_ROUNDING).clamp(min=FP16_SMALLEST * stds)
+        bound = torch.where(distance > FP16_MAX * stds, distance - FP16_MAX * stds, bound)
+        # mean and deviation are rounded, and so is the result: to the digits of the tensor's dtype
+        coarsest = tensor.dtype if tensor.dtype == torch.float16 else torch.float32
+        bound += 4 * rounding(rows.abs() + means.abs() + distance, coarsest)
+        # close to the end of its range a value may be decoded as infinity
+        largest = min(torch.finfo(tensor.dtype).max, torch.finfo(torch.float32).max)
+        return torch.where(rows.abs() + bound > largest, math.inf, bound).reshape(tensor.shape)
+
+    def estimate_compression_ratio(self, info: CompressionInfo) -> float:
+        return 16 / bits_per_element(info)
+
+
+def _rows_of(shape: torch.Size) -> tuple[int, int]:
+    """Number and length of the rows of a tensor of this shape."""
+    if not shape:
+        raise SerializationError("MEANSTD_16BIT got a tensor of shape (), allowed: at least one dimension")
+    return shape[:-1].numel(), shape[-1]
+
+
+def _normalised(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Float16 of each row without its mean, in its standard deviations, and these two, float32, ``(rows, 1)``."""
+    single = rows.to(torch.float32)
+    mean = single.mean(dim=1, keepdim=True)
+    centered = single - mean
+    std = torch.linalg.vector_norm(centered, dim=1, keepdim=True).div_(math.sqrt(rows.shape[1])).clamp_(min=_LEAST_STD)
+    if rows.numel() and not bool(torch.isfinite(std).all()):
+        return _normalised_carefully(single)
+    return centered.div_(std).clamp_(-FP16_MAX, FP16_MAX).to(torch.float16), mean, std
+
+
+def _normalised_carefully(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same where values are not finite, or too large to be squared in float32."""
+    values = rows.double()
+    finite = torch.isfinite(values)
+    count = finite.sum(dim=1, keepdim=True).clamp_(min=1)
+    mean = torch.where(finite, values, 0).sum(dim=1, keepdim=True).div_(count)
+    centered = values - mean
+    std = torch.where(finite, centered, 0).square().sum(dim=1, keepdim=True).div_(count).sqrt_().clamp_(min=_LEAST_STD)
+    scaled = torch.where(finite, centered.div_(std).clamp(-FP16_MAX, FP16_MAX), values)
+    return scaled.to(torch.float16), mean.float(), std.float()
+
+
+def _normalise_long(row: torch.Tensor, half: torch.Tensor, scales: torch.Tensor) -> None:
+    """`_normalised` of one row that is too long for a span: ``half`` and ``scales`` ``(2, 1)`` are written to."""
+    mean, std = moments(row)
+    if not math.isfinite(std):
+        parts = _normalised_carefully(row.float().view(1, -1))
+        half[:], scales[0], scales[1] = (part[0] for part in parts)
+        return
+    std = max(std, _LEAST_STD)
+    scales[0], scales[1] = mean, std
+
+    def encode(spans: Spans) -> None:
+        for start, stop in spans:
+            centered = row[start:stop].to(torch.float32) - mean
+            half[start:stop] = centered.div_(std).clamp_(-FP16_MAX, FP16_MAX)
+
+    walk(encode, len(row), row.device)
+
+
+def _decode_long(half: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, row: torch.Tensor) -> None:
+    def decode(spans: Spans) -> None:
+        for start, stop in spans:
+            row[start:stop].copy_(half[start:stop]).mul_(std).add_(mean)
+
+    walk(decode, len(row), row.device)

@@ -140,7 +140,7 @@ class _Assembly:
         if self._head is None:
             self._head = chunk
             shape, dtype = read_header(chunk)
-            self._most = codec_for(chunk.compression).buffer_lengths(shape.numel(), dtype)[-1]
+            self._most = codec_for(chunk.compression).buffer_lengths(shape, dtype)[-1]
         elif chunk.dtype:
             raise SerializationError("a second tensor begins among the chunks of one")
         buffer = chunk.buffer

@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     from hivemind.clock import MAX_DHT_TIME_DISCREPANCY_SECONDS as MAX_DHT_TIME_DISCREPANCY_SECONDS
     from hivemind.clock import DHTExpiration as DHTExpiration
     from hivemind.clock import get_dht_time as get_dht_time
+    from hivemind.compression import BlockwiseQuantization as BlockwiseQuantization
     from hivemind.compression import CompressionBase as CompressionBase
     from hivemind.compression import CompressionInfo as CompressionInfo
     from hivemind.compression import Float16Compression as Float16Compression
     from hivemind.compression import NoCompression as NoCompression
     from hivemind.compression import PerTensorCompression as PerTensorCompression
+    from hivemind.compression import Quantile8BitQuantization as Quantile8BitQuantization
     from hivemind.compression import RoleAdaptiveCompression as RoleAdaptiveCompression
+    from hivemind.compression import ScaledFloat16Compression as ScaledFloat16Compression
     from hivemind.compression import SizeAdaptiveCompression as SizeAdaptiveCompression
     from hivemind.compression import TensorDescriptor as TensorDescriptor
     from hivemind.compression import TensorRole as TensorRole
+    from hivemind.compression import Uniform8BitQuantization as Uniform8BitQuantization
     from hivemind.compression import combine_from_streaming as combine_from_streaming
     from hivemind.compression import deserialize_tensor_stream as deserialize_tensor_stream
     from hivemind.compression import deserialize_torch_tensor as deserialize_torch_tensor
@@ -70,6 +74,10 @@ _HOMES = {
     "hivemind.averaging": ("DecentralizedAverager",),
     "hivemind.clock": ("MAX_DHT_TIME_DISCREPANCY_SECONDS", "DHTExpiration", "get_dht_time"),
     "hivemind.compression": (
+        "ScaledFloat16Compression",
+        "BlockwiseQuantization",
+        "Quantile8BitQuantization",
+        "Uniform8BitQuantization",
         "CompressionBase",
         "CompressionInfo",
         "Float16Compression",

@@ -22,7 +22,7 @@ from hivemind.clock import Deadline
 from hivemind.errors import DeadlineExceeded, RuntimeClosedError
 from hivemind.log import get_logger
 
-__all__ = ["HivemindFuture", "Runtime", "get_runtime", "in_pool", "pool_backlog", "wait_for"]
+__all__ = ["HivemindFuture", "Runtime", "get_runtime", "in_pool", "pool_backlog", "share_with_pool", "wait_for"]
 
 logger = get_logger(__name__)
 
@@ -295,6 +295,28 @@ async def in_pool(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
         # Python ends all pools before whatever is registered to run at exit, the network thread's end among it
         raise RuntimeClosedError("the program is ending: no more work is begun") from error
     return await done
+
+
+def share_with_pool(work: Callable[[], None]) -> None:
+    """Run ``work`` here and, as far as they are idle, on the pool's threads as well; return when all of them are done.
+
+    ``work`` takes piece after piece from where all of its runs take them, until none is left. The caller needs nobody:
+    it does everything alone where the pool is busy, the program is ending, or the process has been forked. Thread-safe,
+    also from within the pool.
+    """
+    pool = _get_pool()
+    helpers: list[concurrent.futures.Future[None]] = []
+    try:
+        helpers += [pool.submit(work) for _ in range(pool._max_workers - 1)]
+    except RuntimeError:
+        logger.debug("the program is ending: the caller works alone")
+    try:
+        work()
+    finally:
+        begun = [helper for helper in helpers if not helper.cancel()]
+        concurrent.futures.wait(begun)
+    for helper in begun:
+        helper.result()
 
 
 def wait_for(future: concurrent.futures.Future[T], deadline: Deadline, what: str) -> T:

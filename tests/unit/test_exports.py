@@ -23,15 +23,22 @@ PUBLIC = {
     "hivemind": (
         "DHT DecentralizedAverager Optimizer P2P P2PContext P2PHandlerError PeerID PeerInfo get_dht_time get_logger "
         "use_hivemind_log_handler Float16Compression NoCompression SizeAdaptiveCompression RoleAdaptiveCompression "
-        "PerTensorCompression MSGPackSerializer ValueWithExpiration TimedStorage averaging compression dht moe "
+        "PerTensorCompression ScaledFloat16Compression BlockwiseQuantization Quantile8BitQuantization "
+        "Uniform8BitQuantization MSGPackSerializer ValueWithExpiration TimedStorage averaging compression dht moe "
         "optim p2p proto utils RemoteExpert RemoteMixtureOfExperts RemoteSwitchMixtureOfExperts ModuleBackend Server "
         "register_expert_class __version__"
     ),
     "hivemind.compression": (
         "PerTensorCompression RoleAdaptiveCompression SizeAdaptiveCompression CompressionBase CompressionInfo "
-        "NoCompression TensorRole Float16Compression deserialize_tensor_stream deserialize_torch_tensor "
-        "serialize_torch_tensor"
+        "NoCompression TensorRole Float16Compression ScaledFloat16Compression BlockwiseQuantization "
+        "Quantile8BitQuantization Uniform8BitQuantization deserialize_tensor_stream deserialize_torch_tensor "
+        "serialize_torch_tensor adaptive base floating quantization serialization"
     ),
+    "hivemind.compression.adaptive": "PerTensorCompression RoleAdaptiveCompression SizeAdaptiveCompression",
+    "hivemind.compression.base": "CompressionBase CompressionInfo NoCompression TensorRole USE_LEGACY_BFLOAT16",
+    "hivemind.compression.floating": "Float16Compression ScaledFloat16Compression",
+    "hivemind.compression.quantization": "BlockwiseQuantization Quantile8BitQuantization Uniform8BitQuantization",
+    "hivemind.compression.serialization": ("deserialize_tensor_stream deserialize_torch_tensor serialize_torch_tensor"),
     "hivemind.dht": "DHT DHTNode DHTID DHTValue DEFAULT_NUM_WORKERS CompositeValidator RecordValidatorBase",
     "hivemind.averaging": "DecentralizedAverager",
     "hivemind.moe": (

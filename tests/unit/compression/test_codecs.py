@@ -119,9 +119,9 @@ def test_float16_refuses(dtype: torch.dtype) -> None:
 
 
 def test_unknown_compression_and_dtype() -> None:
-    with pytest.raises(SerializationError, match="allowed: NONE, FLOAT16"):
+    with pytest.raises(SerializationError, match="got 77, allowed: NONE, MEANSTD_16BIT, FLOAT16, "):
         codec_for(77)
-    with pytest.raises(SerializationError, match="dtype"):
+    with pytest.raises(SerializationError, match=r"does not support torch\.float8_e5m2"):
         serialize_torch_tensor(torch.ones(2).to(torch.float8_e5m2))
 
 

@@ -1,0 +1,73 @@
+"""Going over the elements of a tensor span by span.
+
+On a CPU a span is so short that what is computed for it stays in the core's own cache from one operation to the next,
+and that torch does not spread a single operation over its threads: the threads of hivemind's bounded pool take whole
+spans instead. On an accelerator a span is as long as its memory allows.
+
+Results must not depend on which thread takes which span: what is summed up is kept by span, and added in order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import torch
+
+from hivemind.runtime import share_with_pool
+
+__all__ = ["CPU_SPAN", "Spans", "span_of", "spans_in", "walk"]
+
+#: Elements of a span on a CPU: below the 2**15 from which torch uses several threads, and a multiple of 4096.
+CPU_SPAN = 7 * 4096
+#: The same elsewhere: bounds the memory for intermediate results.
+DEVICE_SPAN = 2**26
+#: From so many elements on, the threads of the pool help. Smaller tensors mostly come many at a time, as parts do.
+SHARED_ELEMENTS = 2**20
+
+#: Where spans begin and end, in order.
+Spans = Iterator[tuple[int, int]]
+
+
+class _Spans:
+    """Hands out the spans of a range, each to one of the threads that ask."""
+
+    def __init__(self, length: int, step: int) -> None:
+        self._length, self._step = length, step
+        self._next = 0
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Spans:
+        return self
+
+    def __next__(self) -> tuple[int, int]:
+        with self._lock:
+            start, self._next = self._next, self._next + self._step
+        if start >= self._length:
+            raise StopIteration
+        return start, min(start + self._step, self._length)
+
+
+def span_of(device: torch.device, unit: int = 1) -> int:
+    """Items in a span, for items of ``unit`` elements; at least one."""
+    return max(1, (CPU_SPAN if device.type == "cpu" else DEVICE_SPAN) // unit)
+
+
+def spans_in(length: int, device: torch.device, unit: int = 1) -> int:
+    """How many spans `walk` makes of ``length`` items."""
+    return -(-length // span_of(device, unit))
+
+
+def walk(
+    work: Callable[[Spans], None], length: int, device: torch.device, *, unit: int = 1, span: int | None = None
+) -> None:
+    """Call ``work`` with the spans of ``range(length)``: once, or on a CPU once in each thread that takes part.
+
+    :param unit: elements that belong to one item of the range (1 for elements, more for rows)
+    :param span: items in a span, where they are not to be `span_of`
+    """
+    spans = _Spans(length, span_of(device, unit) if span is None else span)
+    if device.type == "cpu" and length * unit >= SHARED_ELEMENTS:
+        share_with_pool(lambda: work(spans))
+    else:
+        work(spans)

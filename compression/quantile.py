@@ -1,0 +1,207 @@
+"""8 bits an element: 256 codes, each for the same number of elements."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hivemind.compression.base import rounding
+from hivemind.compression.chunks import CPU_SPAN, Spans, span_of, spans_in, walk
+from hivemind.compression.codebook import CodebookCodec
+from hivemind.proto import runtime_pb2
+
+__all__ = ["Quantile8BitQuantization"]
+
+#: So many elements are sorted; of more, so many are looked at to see where they lie.
+_SAMPLE = 8192
+#: Bit patterns of a float16, and the largest finite one.
+_PATTERNS, _FP16_MAX = 2**16, 65504.0
+#: Elements whose patterns a thread counts at a time: the counts of all patterns are to be small beside them.
+_COUNTED = 8 * CPU_SPAN
+
+
+class Quantile8BitQuantization(CodebookCodec):
+    """Codes for equal shares of the elements, each decoded as the mean of its share, wherever the values lie.
+
+    An element is off by no more than the distance to the element 1/100 of all ranks away, and 2**-11 of its distance
+    from where most values are. Carries float16, bfloat16, float32 and float64; values beyond the range of float32 count
+    as infinite. Infinities and NaN arrive as what they are.
+    """
+
+    compression_type = runtime_pb2.QUANTILE_8BIT
+
+    def fit(self, values: torch.Tensor, indices: torch.Tensor, codes: int) -> torch.Tensor | None:
+        sample = (values if len(values) <= _SAMPLE else values[_places(len(values), values.device)]).to(torch.float32)
+        if not bool(torch.isfinite(sample).all()):
+            return None
+        if len(values) <= _SAMPLE:
+            distinct, places, counts = torch.unique(sample, return_inverse=True, return_counts=True)
+            shares, codebook = _shares(distinct.double(), counts, codes)
+            indices.copy_(shares[places])
+            return codebook.float()
+        scaling = _Scaling.of(sample)
+        if scaling.tells_apart(sample, codes):
+            return _fit_to_patterns(values, indices, codes, scaling)
+        return _fit_to_sorted(values, indices, codes)
+
+    def error_bound(self, tensor: torch.Tensor) -> torch.Tensor:
+        values = tensor.detach().float().double().reshape(-1)
+        ordered = values[values.isfinite()].sort().values
+        if not len(ordered):
+            return values.reshape(tensor.shape)
+        reach, last = math.ceil(len(ordered) / 100), len(ordered) - 1
+        above = ordered[(torch.searchsorted(ordered, values, right=True) - 1 + reach).clamp(max=last)] - values
+        below = values - ordered[(torch.searchsorted(ordered, values) - reach).clamp(min=0, max=last)]
+        scaling = _Scaling.of(ordered.float())
+        bound = torch.maximum(above, below) + 2**-10 * (values - scaling.center).abs() + scaling.scale * 2**-24
+        return (bound + rounding(values, tensor.dtype) + 2**-22 * abs(scaling.center)).reshape(tensor.shape)
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """Brings values to the range of float16: where most of them lie it has the most digits."""
+
+    center: float
+    scale: float  # a power of 2, so that it costs no digits
+
+    @classmethod
+    def of(cls, sample: torch.Tensor) -> _Scaling:
+        """For values like those of ``sample``, float32."""
+        center, spread = 0.0, _median_size(sample)
+        median = float(sample.median())
+        around = _median_size(sample - median)
+        if abs(median) > 4 * around:  # all lie far from 0; otherwise 0 itself, which is often exact, is to stay so
+            center, spread = median, around
+        return cls(center, 2.0 ** max(-120, min(120, math.frexp(spread)[1])) if spread else 1.0)
+
+    def patterns(self, values: torch.Tensor, scratch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """The bit pattern of each of ``values`` as a float16, as a whole number from 0 to 65535."""
+        scaled, half = (each[: len(values)] for each in scratch)
+        torch.mul(values.to(torch.float32), 1 / self.scale, out=scaled)
+        if self.center:
+            scaled.sub_(self.center / self.scale)
+        return half.copy_(scaled.clamp_(-_FP16_MAX, _FP16_MAX)).view(torch.uint16)
+
+    def tells_apart(self, sample: torch.Tensor, codes: int) -> bool:
+        """Whether the bounds of equal shares are different patterns where they are different values."""
+        bounds = sample.sort().values[:: max(1, len(sample) // codes)]
+        scratch = _scratch(len(bounds), sample.device)
+        found = len(torch.unique(self.patterns(bounds, scratch).int()))
+        return found >= 0.9 * len(torch.unique(bounds))
+
+
+def _median_size(values: torch.Tensor) -> float:
+    """The median of the magnitudes that are not 0; 0 if there are none."""
+    sizes = values.abs()
+    sizes = sizes[sizes > 0]
+    return float(sizes.median()) if len(sizes) else 0.0
+
+
+@functools.cache
+def _jitter(device: torch.device) -> torch.Tensor:
+    return torch.rand(_SAMPLE, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+
+
+def _places(length: int, device: torch.device) -> torch.Tensor:
+    """Where to look: one place in each of many equal stretches, always the same ones, but not in step with rows."""
+    jitter = _jitter(device)
+    stretches = torch.arange(len(jitter), dtype=torch.float64, device=device)
+    return ((stretches + jitter) * (length / len(jitter))).long().clamp_(max=length - 1)
+
+
+@functools.cache
+def _ordered_patterns(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The patterns of all finite values of float16, ascending by value, and the values, float64."""
+    values = torch.arange(_PATTERNS).to(torch.uint16).view(torch.float16).double()
+    order = values.argsort(stable=True)
+    order = order[values[order].isfinite()]
+    return order.to(device), values[order].to(device)
+
+
+def _scratch(length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    size = min(length, span_of(device))
+    return torch.empty(size, device=device), torch.empty(size, dtype=torch.float16, device=device)
+
+
+def _shares(values: torch.Tensor, counts: torch.Tensor, codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put values in shares of about equal counts.
+
+    :param values: float64, ascending
+    :param counts: how often each occurs, at least once
+    :returns: the share of each value, int64, and the mean of each share, float64 (0 for those without a value)
+    """
+    upper = counts.cumsum(0)
+    shares = ((upper - counts / 2) * (codes / upper[-1].double())).long().clamp_(max=codes - 1)
+    sizes = torch.bincount(shares, counts.double(), minlength=codes)
+    return shares, torch.bincount(shares, counts * values, minlength=codes) / sizes.clamp_(min=1)
+
+
+def _fit_to_patterns(values: torch.Tensor, indices: torch.Tensor, codes: int, scaling: _Scaling) -> torch.Tensor | None:
+    device = values.device
+    order, ordered = _ordered_patterns(device)
+    counts = _count_patterns(values, scaling)
+    in_order = counts[order]
+    suspect = int(in_order.sum()) < len(values) or int(in_order[0]) > 0 or int(in_order[-1]) > 0  # NaN, or clamped
+    if suspect and not bool(torch.isfinite(values.to(torch.float32)).all()):
+        return None
+    present = in_order.nonzero().view(-1)
+    shares, means = _shares(ordered[present], in_order[present], codes)
+    share_of = torch.zeros(_PATTERNS, dtype=torch.uint8, device=device)
+    share_of[order[present]] = shares.to(torch.uint8)
+
+    def assign(spans: Spans) -> None:
+        scratch = _scratch(len(values), device)
+        for start, stop in spans:
+            patterns = scaling.patterns(values[start:stop], scratch)
+            torch.index_select(share_of, 0, patterns.to(torch.int32), out=indices[start:stop])
+
+    walk(assign, len(values), device)
+    return (means * scaling.scale + scaling.center).float()
+
+
+def _count_patterns(values: torch.Tensor, scaling: _Scaling) -> torch.Tensor:
+    """How many of ``values`` have each pattern, int64 ``(65536,)``."""
+    total = torch.zeros(_PATTERNS, dtype=torch.int64, device=values.device)
+    lock = threading.Lock()
+    step = span_of(values.device)
+
+    def count(spans: Spans) -> None:
+        scratch = _scratch(len(values), values.device)
+        patterns = torch.empty(min(len(values), max(_COUNTED, step)), dtype=torch.int32, device=values.device)
+        own = torch.zeros_like(total)
+        for start, stop in spans:
+            for first in range(start, stop, step):
+                last = min(first + step, stop)
+                patterns[first - start : last - start] = scaling.patterns(values[first:last], scratch)
+            own += torch.bincount(patterns[: stop - start], minlength=_PATTERNS)
+        with lock:
+            total.add_(own)
+
+    walk(count, len(values), values.device, span=max(_COUNTED, step))
+    return total
+
+
+def _fit_to_sorted(values: torch.Tensor, indices: torch.Tensor, codes: int) -> torch.Tensor | None:
+    """The slow way, for values that lie close together in several places far apart."""
+    single = values.to(torch.float32)
+    if not bool(torch.isfinite(single).all()):
+        return None
+    on_cpu = values.device.type == "cpu"
+    ordered = torch.from_numpy(np.sort(single.numpy())) if on_cpu else single.sort().values
+    bounds = ordered[torch.arange(1, codes, device=values.device) * len(ordered) // codes]
+    step = span_of(values.device)
+    sums = torch.empty(spans_in(len(values), values.device), codes, dtype=torch.float64, device=values.device)
+
+    def assign(spans: Spans) -> None:
+        for start, stop in spans:
+            chosen = indices[start:stop].copy_(torch.bucketize(single[start:stop], bounds))
+            sums[start // step] = torch.bincount(chosen, single[start:stop].double(), minlength=codes)
+
+    walk(assign, len(values), values.device)
+    counts = torch.bincount(indices, minlength=codes)
+    return (sums.sum(0) / counts.clamp(min=1)).float()

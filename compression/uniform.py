@@ -1,0 +1,62 @@
+"""8 bits an element: 256 equal steps over six standard deviations around the mean."""
+
+from __future__ import annotations
+
+import torch
+
+from hivemind.compression.base import rounding
+from hivemind.compression.chunks import Spans, span_of, spans_in, walk
+from hivemind.compression.codebook import CODES, CodebookCodec
+from hivemind.compression.moments import moments
+from hivemind.proto import runtime_pb2
+
+__all__ = ["Uniform8BitQuantization"]
+
+#: Standard deviations that the codes span, from the lowest to the highest.
+_SIGMAS = 6
+#: Deviations for which float32 is good enough for squares and inverses.
+_SINGLE = (1e-15, 1e15)
+
+
+class Uniform8BitQuantization(CodebookCodec):
+    """Steps of 6/256 standard deviations around the mean; elements are decoded as the mean of those in their step.
+
+    For values without far outliers: an element within 2.95 standard deviations of the mean is off by a step at the
+    most, those beyond share the outermost steps. Carries float16, bfloat16, float32 and float64; values beyond the
+    range of float32 count as infinite. Infinities and NaN arrive as what they are.
+    """
+
+    compression_type = runtime_pb2.UNIFORM_8BIT
+
+    def fit(self, values: torch.Tensor, indices: torch.Tensor, codes: int) -> torch.Tensor | None:
+        work, (mean, sigma) = torch.float32, moments(values)
+        if not _SINGLE[0] < sigma < _SINGLE[1]:
+            if not bool(torch.isfinite(values.to(torch.float32)).all()):
+                return None
+            work, (mean, sigma) = torch.float64, moments(values, torch.float64)
+        scale = CODES / (_SIGMAS * sigma) if sigma else 0.0
+        offset = torch.tensor(CODES // 2 - mean * scale, dtype=work, device=values.device)
+        spans_count, step = spans_in(len(values), values.device), span_of(values.device)
+        sums = torch.empty(spans_count, CODES, dtype=torch.float64, device=values.device)
+        counts = torch.empty(spans_count, CODES, dtype=torch.int64, device=values.device)
+
+        def assign(spans: Spans) -> None:
+            for start, stop in spans:
+                span, chosen = values[start:stop].to(work), indices[start:stop]
+                chosen.copy_(torch.add(offset, span, alpha=scale).clamp_(0, codes - 1).round_())
+                sums[start // step] = torch.bincount(chosen, span.double(), minlength=CODES)
+                counts[start // step] = torch.bincount(chosen, minlength=CODES)
+
+        walk(assign, len(values), values.device)
+        return (sums.sum(0) / counts.sum(0).clamp_(min=1)).to(torch.float32)[:codes]
+
+    def error_bound(self, tensor: torch.Tensor) -> torch.Tensor:
+        values = tensor.detach().float().double()
+        finite = values[values.isfinite()]
+        mean, sigma = moments(finite.view(-1), torch.float64)
+        step = _SIGMAS * sigma / CODES
+        reach = (CODES // 2 - 5) * step  # a few steps less where non-finite values take codes
+        largest = float((finite - mean).abs().max()) if len(finite) else 0.0
+        inner = (values - mean).abs() < reach
+        bound = torch.where(inner, step * 1.01, max(step, largest - reach + step))
+        return bound + rounding(values.abs() + abs(mean), tensor.dtype) + 2**-22 * abs(mean)
