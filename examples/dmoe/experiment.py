@@ -1,0 +1,186 @@
+"""A mixture of 64 experts on slow and unreliable servers, trained by 8 trainers at once, beside a dense layer.
+
+After the experiment of Ryabinin and Gusev, 2020 ("Towards Crowdsourced Training of Large Neural Networks using
+Decentralized Mixture-of-Experts", section 4.2), in small: digits of 8x8 pixels, one mixture, an in-memory network in
+which every call takes the given time and one in ten fails. ``python examples/dmoe/experiment.py --latency 0.1``
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "digits"))
+
+from digits import Samples, accuracy, batches, load
+
+from hivemind.compression import BatchTensorDescriptor
+from hivemind.dht import DHT
+from hivemind.errors import HivemindError
+from hivemind.moe import ModuleBackend, RemoteMixtureOfExperts, Server
+from hivemind.moe.client import RemoteExpertWorker
+from hivemind.p2p import P2P, MemoryNetwork
+
+GRID = (8, 8)
+WIDTH = 32
+SERVERS = 4
+TRAINERS = 8
+BATCH = 16
+LEARNING_RATE = 2e-3
+
+
+class Expert(nn.Module):
+    """32 features to 64 and back, beside what came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x)
+
+
+class Reader(nn.Module):
+    """Pixels to the digit's logits, by way of a layer in the middle."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.before, self.middle, self.after = nn.Linear(64, WIDTH), middle, nn.Linear(WIDTH, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.middle(self.before(images.flatten(1)).relu())
+        logits: torch.Tensor = self.after(hidden)
+        return logits
+
+
+def dense() -> nn.Module:
+    """A layer of as many parameters as an input meets in the mixture: four experts."""
+    return nn.Sequential(nn.Linear(WIDTH, 8 * WIDTH), nn.ReLU(), nn.Linear(8 * WIDTH, WIDTH))
+
+
+class Trainers:
+    """Threads that share one reader: each computes gradients on its own, and the optimizer makes a step with those that
+    come, however old they are. Steps that fail are counted."""
+
+    def __init__(self, model: Reader, train: Samples, steps: int) -> None:
+        self.model, self.train = model, train
+        self._optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+        self._lock = threading.Lock()
+        # guarded by _lock
+        self._left = steps
+        self.losses: list[float] = []
+        self.failed = 0
+
+    def run(self, trainers: int) -> None:
+        threads = [threading.Thread(target=self._work, args=(shard, trainers)) for shard in range(trainers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _work(self, shard: int, shards: int) -> None:
+        parameters = list(self.model.parameters())
+        for images, labels in batches(self.train, BATCH, shard=shard, shards=shards):
+            with self._lock:
+                self._left -= 1
+                if self._left < 0:
+                    return
+            try:
+                loss = nn.functional.cross_entropy(self.model(images), labels)
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            except HivemindError:
+                with self._lock:
+                    self.failed += 1
+                continue
+            with self._lock:
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                self._optimizer.step()
+                self.losses.append(loss.item())
+
+
+@contextmanager
+def swarm(network: MemoryNetwork) -> Iterator[DHT]:
+    """All experts on a few servers, each trained by an optimizer of its own; gives the DHT of the trainers."""
+    features = BatchTensorDescriptor(WIDTH, dtype=torch.float32, requires_grad=True)
+    uids = [f"expert.{row}.{column}" for row, column in itertools.product(*map(range, GRID))]
+
+    def peer() -> P2P:
+        return RemoteExpertWorker.run_coroutine(network.create_p2p())
+
+    with ExitStack() as stack:
+        first = stack.enter_context(DHT(start=True, p2p=peer()))
+        addresses = first.get_visible_maddrs()
+        for share in range(SERVERS):
+            dht = stack.enter_context(DHT(addresses, start=True, p2p=peer()))
+            experts = {}
+            for uid in uids[share::SERVERS]:
+                module = Expert()
+                optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
+                experts[uid] = ModuleBackend(
+                    uid, module, optimizer=optimizer, args_schema=[features], outputs_schema=features
+                )
+            stack.enter_context(Server(dht, experts, start=True))
+        yield first
+
+
+def run(steps: int, latency: float, failures: float) -> dict[str, float]:
+    """Train both, and say how well they read what they have not seen."""
+    train, test = load()
+    torch.manual_seed(0)
+    reader = Reader(dense())
+    Trainers(reader, train, steps).run(1)
+    result = {"dense": accuracy(reader, test)}
+
+    network = MemoryNetwork()
+    with swarm(network) as dht:
+        mixture = RemoteMixtureOfExperts(
+            in_features=WIDTH,
+            grid_size=GRID,
+            dht=dht,
+            uid_prefix="expert.",
+            k_best=4,
+            forward_timeout=10 + 4 * latency,
+            backward_timeout=10 + 4 * latency,
+            backward_k_min=0,
+        )
+        reader = Reader(mixture)
+        # a call is two messages
+        with network.delay(latency / 2), network.drop(1 - (1 - failures) ** 0.5):
+            trainers = Trainers(reader, train, steps)
+            begin = time.monotonic()
+            trainers.run(TRAINERS)
+            seconds = time.monotonic() - begin
+        result["mixture"] = accuracy(reader, test)
+    last = trainers.losses[-len(trainers.losses) // 10 :]
+    return {
+        **result,
+        "final loss": sum(last) / len(last),
+        "highest loss of the last half": max(trainers.losses[len(trainers.losses) // 2 :]),
+        "failed steps": trainers.failed,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2000, help="steps of all trainers together")
+    parser.add_argument("--latency", type=float, default=0.1, help="seconds that a call takes")
+    parser.add_argument("--failures", type=float, default=0.1, help="share of the calls that fail")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name, value in run(arguments.steps, arguments.latency, arguments.failures).items():
+        print(f"{name:30} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()
