@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping
 
 from hivemind.clock import monotonic
-from hivemind.errors import DeadlineExceeded, DispatchFailure, HivemindError, PeerBusy, UnknownExpert
+from hivemind.errors import DeadlineExceeded, HivemindError, PeerUnreachable, ProtocolNotSupported, UnknownExpert
 from hivemind.identity import PeerID
 from hivemind.moe.uid import ExpertInfo
 
@@ -28,14 +28,16 @@ class Suspects:
         self._known: dict[PeerID | ExpertInfo, tuple[int, float]] = {}
 
     def note(self, answered: Iterable[ExpertInfo], failures: Mapping[ExpertInfo, HivemindError]) -> None:
-        """Some have answered, others failed. One that is busy or has refused its input is alive."""
+        """Some have answered, others failed. Of one server, an answer counts more than a failure."""
+        suspects = {_suspect(expert, error) for expert, error in failures.items()} - {None}
         with self._lock:
             for expert in answered:
-                self._known.pop(expert, None)
-                self._known.pop(expert.peer_id, None)
-            for suspect in {_suspect(expert, error) for expert, error in failures.items()}:
-                if suspect is not None:
-                    self._suspect(suspect)
+                for alive in (expert, expert.peer_id):
+                    self._known.pop(alive, None)
+                    suspects.discard(alive)
+            for suspect in suspects:
+                assert suspect is not None
+                self._suspect(suspect)
 
     def _suspect(self, suspect: PeerID | ExpertInfo) -> None:
         count, until = self._known.pop(suspect, (0, 0.0))
@@ -53,7 +55,8 @@ class Suspects:
 
 
 def _suspect(expert: ExpertInfo, error: HivemindError) -> PeerID | ExpertInfo | None:
+    """Who is to be passed over; nobody where the server is alive: it is busy, has refused, or only a stream broke."""
     if isinstance(error, UnknownExpert):
         return expert
-    unanswered = isinstance(error, DeadlineExceeded | DispatchFailure) and not isinstance(error, PeerBusy)
-    return expert.peer_id if unanswered else None
+    is_silent = isinstance(error, DeadlineExceeded | PeerUnreachable | ProtocolNotSupported)
+    return expert.peer_id if is_silent else None
