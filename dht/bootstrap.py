@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
@@ -20,9 +20,15 @@ from hivemind.networking import peer_of
 if TYPE_CHECKING:
     from hivemind.dht.node import DHTNode
 
-__all__ = ["bootstrap", "join_through_home", "look_around", "parse_initial_peers"]
+__all__ = ["Reunion", "bootstrap", "join_through_home", "look_around", "parse_initial_peers"]
 
 logger = get_logger(__name__)
+
+#: Initial peers that are not known: how many are tried in a round of maintenance, and seconds between two tries of one,
+#: at first and at the longest.
+_TRIED_PER_ROUND: Final = 2
+_FIRST_PAUSE: Final = 15.0
+_LAST_PAUSE: Final = 600.0
 
 
 def parse_initial_peers(initial_peers: object) -> tuple[Multiaddr, ...]:
@@ -62,9 +68,7 @@ async def bootstrap(node: DHTNode, addresses: Sequence[Multiaddr], scope: TaskSc
     """
     options = node.options
     seconds = options.bootstrap_timeout if options.bootstrap_timeout is not None else options.wait_timeout
-    targets: dict[PeerID, list[Multiaddr]] = {}
-    for address in addresses:
-        targets.setdefault(peer_of(address), []).append(address)
+    targets = _by_peer(addresses)
     targets.pop(node.peer_id, None)
     deadline = Deadline.after(seconds)
     loop = asyncio.get_running_loop()
@@ -103,6 +107,44 @@ async def _meet(node: DHTNode, peer: PeerID, addresses: list[Multiaddr], deadlin
     except HivemindError as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+class Reunion:
+    """Initial peers that this node does not know are tried again now and then: when the swarm has split, or began as
+    two, they lead to the other part. Owned by the network thread."""
+
+    def __init__(self, node: DHTNode) -> None:
+        self._node = node
+        # by the clock of the loop: when each is tried next, and after how long once more
+        self._due: dict[PeerID, float] = {}
+        self._pause: dict[PeerID, float] = {}
+
+    async def round(self) -> bool:
+        """Try those that are due.
+
+        :returns: whether one has answered
+        """
+        node, now = self._node, asyncio.get_running_loop().time()
+        strangers = _by_peer(node.initial_peers)
+        strangers = {peer: known for peer, known in strangers.items() if peer not in node.protocol.routing_table}
+        strangers.pop(node.peer_id, None)
+        due = [peer for peer in strangers if self._due.get(peer, now) <= now][:_TRIED_PER_ROUND]
+        deadline = Deadline.after(node.options.wait_timeout)
+        reasons = await asyncio.gather(*(_meet(node, peer, strangers[peer], deadline) for peer in due))
+        for peer, reason in zip(due, reasons, strict=True):
+            doubled = min(2 * self._pause.get(peer, _FIRST_PAUSE / 2), _LAST_PAUSE)
+            self._pause[peer] = doubled if reason is not None else _LAST_PAUSE
+            self._due[peer] = now + self._pause[peer]
+            if reason is not None:
+                logger.debug("initial peer %s: %s", peer, reason)
+        return None in reasons
+
+
+def _by_peer(addresses: Iterable[Multiaddr]) -> dict[PeerID, list[Multiaddr]]:
+    peers: dict[PeerID, list[Multiaddr]] = {}
+    for address in addresses:
+        peers.setdefault(peer_of(address), []).append(address)
+    return peers
 
 
 async def join_through_home(node: DHTNode) -> None:

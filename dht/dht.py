@@ -23,7 +23,7 @@ from hivemind.dht.records import DHTKey, DHTValue, Subkey
 from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
 from hivemind.dht.watch import DEFAULT_WATCH_INTERVAL, DHTWatch, Watch
-from hivemind.errors import WrongTypeError
+from hivemind.errors import HivemindError, WrongTypeError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p import P2P, AuthorizerBase
@@ -266,7 +266,8 @@ class DHT(BackgroundNode):
     ) -> T | HivemindFuture[T]:
         """Run ``await coro(dht, node)`` on the network thread. What it raises is raised here and does the node no harm.
 
-        The coroutine must not block: all peers of the process share the thread.
+        The coroutine must not block: all peers of the process share the thread. If the DHT is shut down meanwhile, what
+        it asks of the node raises `RuntimeClosedError`.
 
         :param return_future: return at once; cancelling the future cancels the coroutine
         """
@@ -279,6 +280,9 @@ class DHT(BackgroundNode):
         except Exception:
             logger.debug("a coroutine run by the DHT has raised", exc_info=True)
             raise
+        except (SystemExit, KeyboardInterrupt) as error:
+            # asyncio would end the loop of all peers of the process
+            raise HivemindError(f"a coroutine run by the DHT has tried to end the process: {error!r}") from error
 
     @property
     def p2p(self) -> P2P:

@@ -1,4 +1,5 @@
-"""What a node does unasked: bucket refresh, a look whether neighbours live, another try with peers that went silent.
+"""What a node does unasked: bucket refresh, a look whether neighbours live, another try with peers that went silent or
+did not answer when it joined.
 
 After a partition has healed, both halves have forgotten each other; a lost peer that answers again leads this node back
 to the others, and as a newcomer it is given the records it should hold.
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from hivemind.aio import TaskScope
 from hivemind.clock import get_dht_time
-from hivemind.dht.bootstrap import bootstrap
+from hivemind.dht.bootstrap import Reunion, bootstrap
 from hivemind.dht.routing import DHTID, KBucket
 from hivemind.errors import HivemindError
 from hivemind.log import get_logger
@@ -40,6 +41,7 @@ class Maintenance:
     def __init__(self, node: DHTNode, scope: TaskScope) -> None:
         self._node = node
         self._scope = scope
+        self._reunion = Reunion(node)
 
     def start(self) -> None:
         """Begin; ends with the scope."""
@@ -62,6 +64,10 @@ class Maintenance:
         back = await self._try_lost_peers()
         if not len(node.protocol.routing_table) and node.initial_peers:
             back = await bootstrap(node, node.initial_peers, self._scope) or back
+        elif await self._reunion.round():
+            # all ranges: what this node hears of, it names to others
+            await node.find_nearest_nodes([node.node_id], exclude_self=True)
+            await self._refresh(0.0)
         elif back:
             await node.find_nearest_nodes([node.node_id], exclude_self=True)
         if node.options.refresh_timeout is not None:

@@ -17,7 +17,7 @@ import pytest
 
 from hivemind.clock import get_dht_time
 from hivemind.dht import DHT, Change, DHTNode, RSAPrivateKey, RSASignatureValidator
-from hivemind.errors import ConfigError, DaemonDied, DeadlineExceeded, P2PDaemonError, RuntimeClosedError
+from hivemind.errors import ConfigError, DaemonDied, DeadlineExceeded, HivemindError, P2PDaemonError, RuntimeClosedError
 from hivemind.p2p import P2P
 from hivemind.runtime import get_runtime
 from tests.support.waiting import PATIENCE, eventually_sync
@@ -115,6 +115,10 @@ async def use_blocking_face(dht: DHT, node: DHTNode) -> object:
     return dht.get("key")
 
 
+async def leave(dht: DHT, node: DHTNode) -> None:
+    raise SystemExit(1)
+
+
 def test_run_coroutine(swarm: list[DHT]) -> None:
     dht = swarm[1]
     assert dht.run_coroutine(double) == (True, 42)
@@ -123,6 +127,8 @@ def test_run_coroutine(swarm: list[DHT]) -> None:
         dht.run_coroutine(fail)
     with pytest.raises(RuntimeClosedError, match="wait for itself"):
         dht.run_coroutine(use_blocking_face)
+    with pytest.raises(HivemindError, match="end the process: SystemExit"):
+        dht.run_coroutine(leave)
     assert dht.get("by coroutine") is not None, "the node has taken no harm"
 
 

@@ -188,3 +188,29 @@ def test_simulation_is_deterministic() -> None:
             return await _trace(swarm)
 
     assert run_virtual(main) == run_virtual(main)
+
+
+def test_two_swarms_with_a_common_peer_become_one() -> None:
+    """A node was told of peers of both, of which one did not answer at that time."""
+
+    async def main() -> None:
+        async with dht_swarm(10) as left, dht_swarm(0) as right:
+            left.net.delay(0.01)
+            right.net, right._made = left.net, 100  # ids of nodes come from their numbers
+            await right.grow(10)
+            expiration = get_dht_time() + 36000
+            assert await left.nodes[3].store("left", 1, expiration)
+            assert await right.nodes[3].store("right", 2, expiration)
+            gate = right.nodes[0]
+            with left.net.freeze(gate.p2p):
+                common = await left.node(joins=[left.nodes[0], gate])
+                await asyncio.sleep(100)
+                assert await common.get("right", latest=True) is None
+                assert await right.nodes[5].get("left", latest=True) is None
+            await asyncio.sleep(300)
+            for node in [*left.nodes, *right.nodes]:
+                node.protocol.cache.clear()
+                assert await node.get("left") == (1, expiration)
+                assert await node.get("right") == (2, expiration)
+
+    run_virtual(main)
