@@ -14,6 +14,7 @@ from hivemind.dht.records import (
     IS_DICTIONARY,
     IS_REGULAR_VALUE,
     MAX_BATCH_BYTES,
+    MAX_ENTRIES,
     MAX_NEIGHBORS,
     MAX_RECORD_BYTES,
     MAX_RECORDS_PER_STORE,
@@ -41,6 +42,7 @@ __all__ = [
     "parse_id",
     "parse_neighbors",
     "parse_record",
+    "parse_records",
     "store_requests",
 ]
 
@@ -51,6 +53,8 @@ FoundValue = ValueWithExpiration[Any]
 
 #: From so many records on they are checked in the pool: a signature takes some 50 us.
 _CHECK_IN_POOL = 16
+#: From so many bytes on dictionaries are unpacked in the pool.
+_PARSE_IN_POOL = 64 * 1024
 _validator_faults = RateLimit()
 
 
@@ -114,6 +118,30 @@ def parse_record(key: DHTID, subkey: bytes, value: bytes, expiration_time: DHTEx
     return IncomingRecord(key, [DHTRecord(key.to_bytes(), subkey, value, expiration_time)], name)
 
 
+async def parse_records(request: dht_pb2.StoreRequest) -> list[IncomingRecord]:
+    """The records of a store request. Dictionaries that make it more than `MAX_ENTRIES` together have nothing to check.
+
+    :raises ProtocolViolation: if a key is none
+    """
+    keys = [parse_id(raw_key) for raw_key in request.keys]
+
+    def parse() -> list[IncomingRecord]:
+        records = []
+        left = MAX_ENTRIES
+        for fields in zip(keys, request.subkeys, request.values, request.expiration_time, strict=False):
+            record = parse_record(*fields)
+            if record.dictionary is not None:
+                left -= len(record.checked)
+                if left < 0:
+                    record = IncomingRecord(record.key, [])
+            records.append(record)
+        return records
+
+    if IS_DICTIONARY in request.subkeys and request.ByteSize() > _PARSE_IN_POOL:
+        return await in_pool(parse)
+    return parse()
+
+
 async def drop_invalid(records: Sequence[IncomingRecord], validator: RecordValidatorBase | None) -> None:
     """Mark in each of ``records`` what the validator accepts."""
     verdicts = iter(await _check([each for record in records for each in record.checked], validator))
@@ -168,7 +196,8 @@ async def _checked(key: DHTID, result: dht_pb2.FindResult, validator: RecordVali
     value: StoredValue
     if result.type == dht_pb2.FOUND_DICTIONARY:
         try:
-            value = _unpack_dictionary(result.value)
+            large = len(result.value) > _PARSE_IN_POOL
+            value = await in_pool(_unpack_dictionary, result.value) if large else _unpack_dictionary(result.value)
         except SerializationError as error:
             logger.debug("a peer's dictionary: %s", error)
             return None

@@ -19,7 +19,7 @@ from hivemind.dht.messages import (
     parse_found,
     parse_id,
     parse_neighbors,
-    parse_record,
+    parse_records,
     store_requests,
 )
 from hivemind.dht.neighborhood import Neighborhood, Record
@@ -366,12 +366,7 @@ class DHTProtocol(ServicerBase):
                 f"{count} keys with {len(request.values)} values, {len(request.expiration_time)} expirations,"
                 f" {len(request.in_cache)} places, {len(request.subkeys)} subkeys; at most {MAX_RECORDS_PER_STORE}"
             )
-        records = [
-            parse_record(parse_id(raw_key), subkey, value, expiration)
-            for raw_key, subkey, value, expiration in zip(
-                request.keys, request.subkeys, request.values, request.expiration_time, strict=False
-            )
-        ]
+        records = await parse_records(request)
         await drop_invalid(records, self.record_validator)
         response = dht_pb2.StoreResponse(peer=self.node_info)
         for record, in_cache in zip(records, request.in_cache, strict=False):

@@ -34,6 +34,8 @@ RESERVED_SUBKEYS: Final = (IS_REGULAR_VALUE, IS_DICTIONARY)
 
 #: Bytes of one record, plain or a whole dictionary: it has to fit one unary message of 4 MiB with what is around it.
 MAX_RECORD_BYTES: Final = 3 * 1024 * 1024
+#: Entries of one dictionary, and of all that are sent in one request: each costs time to check and to keep.
+MAX_ENTRIES: Final = 16384
 #: Bytes of records that one request or answer carries together; a single larger record still goes alone.
 MAX_BATCH_BYTES: Final = 2 * 1024 * 1024
 #: Records of one store request and keys of one find request that are answered. Hivemind 1.1 sends one key with its

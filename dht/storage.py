@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgpack
+
 from hivemind.clock import DHTExpiration, get_dht_time
-from hivemind.dht.records import MAX_RECORD_BYTES, Subkey, check_subkey
+from hivemind.dht.records import MAX_ENTRIES, MAX_RECORD_BYTES, Subkey, check_subkey
 from hivemind.dht.routing import DHTID
 from hivemind.errors import SerializationError
 from hivemind.serializer import MSGPackSerializer
@@ -20,7 +22,7 @@ BinaryDHTValue = bytes
 
 #: Bytes that one node keeps for others before it lets go of what expires soonest.
 MAX_STORAGE_BYTES: Final = 512 * 1024 * 1024
-#: What an entry costs beside its subkey and value, on the wire and in the bookkeeping.
+#: What an entry costs beside its subkey and value, on the wire and in the bookkeeping, headers included.
 _ENTRY_BYTES: Final = 24
 _RECORD_BYTES: Final = 200
 
@@ -29,7 +31,7 @@ _RECORD_BYTES: Final = 200
 class DictionaryDHTValue(TimedStorage[Subkey, BinaryDHTValue]):
     """A record of several entries, each with its own expiration; those that expire soonest go when it grows too large.
 
-    :param maxsize: most entries; None: no bound but `MAX_RECORD_BYTES` of all together
+    :param maxsize: most entries; None: no bound but `MAX_ENTRIES`, and `MAX_RECORD_BYTES` of all together
     """
 
     def __init__(self, maxsize: int | None = None) -> None:
@@ -38,18 +40,25 @@ class DictionaryDHTValue(TimedStorage[Subkey, BinaryDHTValue]):
         self.latest_expiration_time: DHTExpiration = float("-inf")
         #: bytes of all entries, as in `packb` or a little more
         self.nbytes = 0
+        # as it was packed last, if nothing has changed since: a record is read more often than written
+        self._packed: bytes | None = None
 
     def packb(self) -> bytes:
         """The payload of ext 0x50: ``[maxsize, latest expiration, [[subkey, value, expiration], ...]]``."""
-        entries = [[subkey, value, expiration] for subkey, (value, expiration) in self.items()]
-        return MSGPackSerializer.dumps([self.maxsize, self.latest_expiration_time, entries])
+        live = self.items()
+        if self._packed is None:
+            entries = [[subkey, value, expiration] for subkey, (value, expiration) in live]
+            self._packed = MSGPackSerializer.dumps([self.maxsize, self.latest_expiration_time, entries])
+        return self._packed
 
     @classmethod
     def unpackb(cls, raw: bytes) -> DictionaryDHTValue:
         """The dictionary that ``raw`` holds, expired entries included.
 
-        :raises SerializationError: if it is none
+        :raises SerializationError: if it is none, or has more than `MAX_ENTRIES`
         """
+        if len(raw) > MAX_ENTRIES:  # an entry has more than one byte
+            _check_count(raw)
         match MSGPackSerializer.loads(raw):
             case [int() | float() as maxsize, float() as latest, list() as entries] if maxsize >= 0:
                 pass
@@ -78,24 +87,51 @@ class DictionaryDHTValue(TimedStorage[Subkey, BinaryDHTValue]):
         present = self.data.get(key)
         if present is not None:
             self.nbytes -= _entry_bytes(key, present.value)
+        self._packed = None
         super()._put(key, value, expiration_time)
         self.nbytes += _entry_bytes(key, value)
         self.latest_expiration_time = max(self.latest_expiration_time, expiration_time)
 
     def _remove(self, key: Subkey) -> None:
         self.nbytes -= _entry_bytes(key, self.data[key].value)
+        self._packed = None
         super()._remove(key)
 
     def clear(self) -> None:
         super().clear()
         self.nbytes = 0
+        self._packed = None
 
     def _overfull(self) -> bool:
-        return super()._overfull() or self.nbytes > MAX_RECORD_BYTES
+        return super()._overfull() or self.nbytes > MAX_RECORD_BYTES or len(self.data) > MAX_ENTRIES
+
+
+def _check_count(raw: bytes) -> None:
+    """Look at the headers only: to unpack all entries of a huge dictionary takes a second.
+
+    :raises SerializationError: if there are too many entries
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=len(raw))
+    unpacker.feed(raw)
+    try:
+        unpacker.read_array_header()
+        unpacker.skip()
+        unpacker.skip()
+        count = unpacker.read_array_header()
+    except (msgpack.UnpackException, ValueError) as error:
+        raise SerializationError(f"{len(raw)} bytes are no dictionary: {error}") from error
+    if count > MAX_ENTRIES:
+        raise SerializationError(f"a dictionary of {count} entries, at most {MAX_ENTRIES} are allowed")
 
 
 def _entry_bytes(subkey: Any, value: bytes) -> int:
-    return len(MSGPackSerializer.dumps(subkey)) + len(value) + _ENTRY_BYTES
+    if type(subkey) is bytes:
+        size = len(subkey)
+    elif type(subkey) is str:
+        size = len(subkey.encode())
+    else:
+        size = len(MSGPackSerializer.dumps(subkey))
+    return size + len(value) + _ENTRY_BYTES
 
 
 StoredValue = BinaryDHTValue | DictionaryDHTValue

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgpack
 import pytest
 
 from hivemind.clock import Deadline, get_dht_time
 from hivemind.dht import DHTID
-from hivemind.dht.records import MAX_KEYS_PER_FIND, MAX_RECORDS_PER_STORE
+from hivemind.dht.records import MAX_ENTRIES, MAX_KEYS_PER_FIND, MAX_RECORDS_PER_STORE
 from hivemind.errors import P2PHandlerError
 from hivemind.p2p import P2P
 from hivemind.proto import dht_pb2
@@ -25,7 +26,13 @@ def found(request: dht_pb2.FindRequest, own_id: bytes, **result: Any) -> bytes:
     return dht_pb2.FindResponse(results=results, peer=dht_pb2.NodeInfo(node_id=own_id)).SerializeToString()
 
 
+def dictionary_of(entries: int) -> bytes:
+    content = [[number, b"", 4e9] for number in range(entries)]
+    return msgpack.packb(msgpack.ExtType(0x50, msgpack.packb([FOREVER, 4e9, content])))
+
+
 FOREVER = float("inf")
+HUGE = dictionary_of(200_000)
 NEVER = Deadline.never()
 LIES: dict[str, Lie] = {
     "bytes that are no message": lambda request, own: b"\xff" * 100,
@@ -39,6 +46,9 @@ LIES: dict[str, Lie] = {
     ),
     "a dictionary that is none": lambda request, own: found(
         request, own, type=dht_pb2.FOUND_DICTIONARY, value=b"\xc7\xff\x50", expiration_time=FOREVER
+    ),
+    "a dictionary that is too large": lambda request, own: found(
+        request, own, type=dht_pb2.FOUND_DICTIONARY, value=HUGE, expiration_time=4e9
     ),
     "an expiration that is no number": lambda request, own: found(
         request, own, type=dht_pb2.FOUND_REGULAR, value=b"\x01", expiration_time=float("nan")
@@ -161,6 +171,28 @@ def test_garbage_requests_cost_only_the_call() -> None:
                         await stranger.transport.call(node.peer_id, f"DHTProtocol.rpc_{name}", raw, NEVER)
             assert not node.protocol.storage
             assert await swarm.nodes[1].store("key", 1, get_dht_time() + 60)
+
+    run_virtual(main)
+
+
+def test_dictionaries_are_bounded_also_together() -> None:
+    async def main() -> None:
+        async with dht_swarm(2) as swarm:
+            half = dictionary_of(MAX_ENTRIES // 2 + 1)
+            values = [half, HUGE, half, dictionary_of(3)]
+            request = dht_pb2.StoreRequest(
+                keys=[DHTID(number).to_bytes() for number in range(4)],
+                subkeys=[b""] * 4,
+                values=values,
+                expiration_time=[4e9] * 4,
+                in_cache=[False] * 4,
+            )
+            async with await swarm.net.create_p2p() as stranger:
+                raw = await stranger.transport.call(
+                    swarm.nodes[0].peer_id, "DHTProtocol.rpc_store", request.SerializeToString(), NEVER
+                )
+            answer = dht_pb2.StoreResponse.FromString(bytes(raw))
+            assert list(answer.store_ok) == [True, False, False, False]
 
     run_virtual(main)
 

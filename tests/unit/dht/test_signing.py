@@ -20,6 +20,20 @@ from hivemind.dht.validation import CompositeValidator, DHTRecord, RecordValidat
 from hivemind.errors import ValidationError
 from hivemind.serializer import MSGPackSerializer
 
+#: A record that hivemind 1.1.12 has signed: ``[1, "a"]`` under the key "key", until 4e9.
+GOLDEN_KEY = (
+    "AAAAB3NzaC1yc2EAAAADAQABAAABAQCTWnS4+/FJ3MAhp7uoSFO1f3tjl7l+frsISZrJ24zdsrJnZ5DOIVFzTIdkpfDgMo73aYU+"
+    "vQjP+t7gMSacmv0dQNPwk/DDdlSsN89BMvDKUPzdRthI5QN82g9VfWcLt0KxNeqdWsu8Puoyw9aSMsxWEgkhBbwF556sp5JKwEC+"
+    "2VqQazBagdZt3+L8v7jJ8dP1VysqM251RKDe/C0TNBKt6p1SMdYgniwS3WCDt4ns+FdiOrMh7Hlxw4fpjeU9CzSzyxi7yN6Yllww"
+    "563PUdHLupnKYon1BgBU6hKIAlY2x58gJkHJ3Tqai4XnCck/7810h3TeY3xSi6Spbx3KZWpN"
+)
+GOLDEN_SIGNATURE = (
+    "gxsa02c2HCjuBPIDSV1Ryz2y4uu/Pn0gQSrraNTFJ42iIvNl9fupw/FtVOdlhmvfvRi6MHRkYsC30pDQpKc4uXbKE1Nprhi0IuQj"
+    "tgJ/CwtYKwuGcY9rY+ODyNqzi/bzFe2cjU8q4eT/91x1z0EYApa5HnrdzcnVZYLj4Mf9+RO6OqvYq4qcmL+1LyX/8zM95z94S7ae"
+    "G6eGMCktHtxLNPpSzGBcWeiMx9jIsrLBv5N1J2vdQjyrXskJ3dhZs159tC2dKL7yVMFTrXEE8WVvFievoEKaQI4nKi6IQQ77P5IR"
+    "dmi7ssTSpvYCE9EMzWWPNaJ2do+dcesmWjW1ko+/yA=="
+)
+
 
 @pytest.fixture(scope="module")
 def ours() -> RSASignatureValidator:
@@ -64,6 +78,19 @@ def test_layout_of_what_is_signed(ours: RSASignatureValidator) -> None:
         + bytes.fromhex("cb41edcd6500000000")
     )
     assert data == b"\xc8" + len(body).to_bytes(2, "big") + b"\x40" + body
+
+
+def test_golden_record_of_hivemind_1(ours: RSASignatureValidator) -> None:
+    subkey = MSGPackSerializer.dumps(f"[owner:ssh-rsa {GOLDEN_KEY}]".encode())
+    value = bytes.fromhex("9201a161") + f"[signature:{GOLDEN_SIGNATURE}]".encode()
+    record = DHTRecord(DHTID.generate("key").to_bytes(), subkey, value, 4e9)
+    assert ours.validate(record)
+    assert ours.strip_value(record) == MSGPackSerializer.dumps([1, "a"])
+    for place in (0, 3, 20, 300):
+        forged = bytearray(value)
+        forged[place] ^= 1
+        assert not ours.validate(replace(record, value=bytes(forged)))
+    assert not ours.validate(replace(record, expiration_time=4e9 + 1))
 
 
 def test_owner_writes_and_others_do_not(ours: RSASignatureValidator, theirs: RSASignatureValidator) -> None:

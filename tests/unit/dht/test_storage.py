@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hivemind.clock import get_dht_time, simulated_time
 from hivemind.dht import storage as storage_module
+from hivemind.dht.records import MAX_ENTRIES
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 from hivemind.errors import ConfigError, SerializationError
@@ -294,3 +295,84 @@ def test_bookkeeping_of_bytes_is_exact(events: list[tuple[int, int, int, int]]) 
         clock.seconds += 20
         storage.remove_outdated()
         assert storage.nbytes == 0
+
+
+class Model:
+    """What the wire format says that a node keeps (3.2), by the simplest means: everything, filtered when asked."""
+
+    def __init__(self) -> None:
+        self.plain: dict[int, tuple[bytes, float]] = {}
+        self.entries: dict[int, dict[object, tuple[bytes, float]]] = {}
+
+    def state(self, key: int) -> tuple[object, float] | None:
+        """The live value of a key and its expiration."""
+        now = get_dht_time()
+        if key in self.plain and self.plain[key][1] >= now:
+            return self.plain[key]
+        live = {name: entry for name, entry in self.entries.get(key, {}).items() if entry[1] >= now}
+        return (live, max(until for _, until in live.values())) if live else None
+
+    def store(self, key: int, value: bytes, until: float, subkey: object = None) -> bool:
+        present = self.state(key)
+        if until < get_dht_time():
+            return False
+        if subkey is not None and present is not None and isinstance(present[0], dict):
+            if subkey in present[0] and until <= present[0][subkey][1]:
+                return False
+            self.entries[key][subkey] = (value, until)
+            return True
+        if present is not None and until <= present[1]:
+            return False
+        self.plain.pop(key, None)
+        self.entries.pop(key, None)
+        if subkey is None:
+            self.plain[key] = (value, until)
+        else:
+            self.entries[key] = {subkey: (value, until)}
+        return True
+
+
+stores = st.tuples(
+    st.integers(0, 1), st.sampled_from([None, "a", b"a", 1]), st.integers(-2, 9), st.integers(0, 3), st.booleans()
+)
+
+
+@given(st.lists(stores, max_size=60))
+def test_storage_behaves_as_its_model(events: list[tuple[int, object, int, int, bool]]) -> None:
+    """Plain values and entries, singly or as whole dictionaries, stored and expired in any order."""
+    clock = Clock()
+    with simulated_time(clock):
+        storage, model = DHTLocalStorage(), Model()
+        for number, (key, subkey, life, passes, whole) in enumerate(events):
+            clock.seconds += passes
+            value = number.to_bytes(2, "big")
+            if whole and subkey is not None:
+                dictionary = DictionaryDHTValue()
+                for name, until in ((subkey, after(life)), ("more", after(life + 1))):
+                    dictionary.store(name, value, until)
+                expected = [model.store(key, *entry, name) for name, entry in dictionary.items()]
+                assert storage.store_dictionary(DHTID(key), dictionary) == all(expected)
+            else:
+                assert storage.store(DHTID(key), value, after(life), subkey) == model.store(
+                    key, value, after(life), subkey
+                )
+            for each in (0, 1):
+                found, state = storage.get(DHTID(each)), model.state(each)
+                if found is not None and isinstance(found.value, DictionaryDHTValue):
+                    packed = DictionaryDHTValue.unpackb(found.value.packb())
+                    assert (dict(packed.data), found.expiration_time) == state
+                else:
+                    assert found == state
+
+
+def test_a_dictionary_has_a_bounded_number_of_entries(clock: Clock) -> None:
+    """The cost of a dictionary is that of its entries, however small they are."""
+    entries = [[number, b"", after(100 + number)] for number in range(MAX_ENTRIES + 1)]
+    raw = MSGPackSerializer.dumps([float("inf"), after(10**6), entries])
+    with pytest.raises(SerializationError, match="16385 entries"):
+        DictionaryDHTValue.unpackb(raw)
+    dictionary = DictionaryDHTValue.unpackb(MSGPackSerializer.dumps([float("inf"), after(10**6), entries[:-1]]))
+    assert dictionary.store("last", b"", after(10**6))
+    assert len(dictionary.data) == MAX_ENTRIES
+    assert 0 not in dictionary, "the one that would have expired first"
+    assert not dictionary.store("soon", b"", after(1))
