@@ -55,6 +55,9 @@ class DHTNodeOptions:
     cache_size: int | None = None
     #: renew a cached value that is in use so many seconds before it expires; 0: do not
     cache_refresh_before_expiry: float = 5.0
+    #: remember for so many seconds that a key has no value, unless this node stores or is given one, or looks for the
+    #: latest and finds one. 0: do not, so that a value of another node is found as soon as it is stored
+    cache_missing: float = 0.0
     #: put own records in the cache when they are stored
     cache_on_store: bool = True
     #: concurrent gets of one key share one search
@@ -86,6 +89,7 @@ class DHTNodeOptions:
         check_seconds("refresh_timeout", self.refresh_timeout, optional=True)
         check_seconds("bootstrap_timeout", self.bootstrap_timeout, optional=True)
         check_seconds("cache_refresh_before_expiry", self.cache_refresh_before_expiry, zero=True)
+        check_seconds("cache_missing", self.cache_missing, zero=True)
         if isinstance(self.blacklist_time, bool) or not isinstance(self.blacklist_time, int | float):
             raise ConfigError("blacklist_time", self.blacklist_time, "seconds; 0 or less: nobody is blacklisted")
         if isinstance(self.backoff_rate, bool) or not self.backoff_rate >= 1:

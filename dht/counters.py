@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, Final
 
 from hivemind.p2p import register_metrics
 
@@ -99,9 +99,11 @@ class DHTStats:
     cached_keys: int
     #: peers that are left alone for a while
     blacklisted: int
+    #: seconds by which the clocks of others are ahead of this one, at the median; None while too few are known
+    clock_offset: float | None
 
     @classmethod
-    def of(cls, counters: Counters, **now: int) -> DHTStats:
+    def of(cls, counters: Counters, **now: Any) -> DHTStats:
         """The counts with what holds now."""
         counted = {each.name: getattr(counters, each.name) for each in fields(cls) if each.name not in now}
         return cls(**counted, **now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from hivemind.aio import TaskScope
 from hivemind.clock import DHTExpiration, get_dht_time
@@ -18,7 +18,7 @@ from hivemind.dht.validation import DHTRecord
 from hivemind.errors import RuntimeClosedError, SerializationError
 from hivemind.log import RateLimit, get_logger
 from hivemind.serializer import MSGPackSerializer
-from hivemind.timed_storage import ValueWithExpiration
+from hivemind.timed_storage import TimedStorage, ValueWithExpiration
 
 if TYPE_CHECKING:
     from hivemind.dht.node import DHTNode
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Getter", "KeySearch"]
 
 logger = get_logger(__name__)
+#: Keys of which it is remembered that they have no value.
+MAX_MISSING: Final = 4096
+
 _undecodable = RateLimit()
 
 Result = ValueWithExpiration[Any] | None
@@ -107,6 +110,8 @@ class Getter:
         self._scope = scope
         #: searches under way that others may join
         self.pending: dict[DHTID, KeySearch] = {}
+        # keys of which nobody had a value lately
+        self._missing: TimedStorage[DHTID, bool] = TimedStorage(MAX_MISSING)
 
     def start(
         self,
@@ -132,6 +137,11 @@ class Getter:
                 continue
             search = KeySearch(key, threshold, any_will_do=sufficient is None)
             self._look_here(search, count_as_use=not is_refresh)
+            if search.found is None and search.any_will_do and key in self._missing:
+                self._node.counters.cache_hits += 1
+                search.finish()
+                futures[key] = self._decoded(key, search.wait(threshold))
+                continue
             futures[key] = self._decoded(key, search.wait(threshold))
             if not search.is_sufficient:
                 searches.append(search)
@@ -159,6 +169,7 @@ class Getter:
 
         def on_finished(lookup: Lookup) -> None:
             self._end(by_key[lookup.target])
+            self._note_missing(by_key[lookup.target], lookup)
             self._node.cache_policy.note_found(by_key[lookup.target], lookup.nearest(bucket_size))
 
         seen: Seen = {}
@@ -198,6 +209,20 @@ class Getter:
             for search in searches:
                 if not search.finished:
                     self._end(search, error)
+
+    def _note_missing(self, search: KeySearch, lookup: Lookup) -> None:
+        """Remember that there is no value, if the nodes that should have it were asked."""
+        seconds = self._node.options.cache_missing
+        if search.found is not None:
+            self.note_stored([search.key])
+        elif seconds and lookup.complete and lookup.nearest(1):
+            self._missing.store(search.key, True, get_dht_time() + seconds)
+
+    def note_stored(self, keys: Iterable[DHTID]) -> None:
+        """Values have been stored under ``keys``."""
+        for key in keys:
+            if key in self._missing:
+                del self._missing[key]
 
     def _end(self, search: KeySearch, error: BaseException | None = None) -> None:
         if self.pending.get(search.key) is search:

@@ -174,6 +174,11 @@ class Lookup:
                 return False
         return True
 
+    @property
+    def complete(self) -> bool:
+        """Whether it has come to its end, neither stopped nor out of time, and all of its nodes have answered."""
+        return not self._stopped and self.finished and not self.failures
+
     def nearest(self, k: int) -> list[Node]:
         """Up to ``k`` of the nodes that have answered, nearest first."""
         answered = (node for _, node in self._by_distance if self.states[node] is NodeState.ANSWERED)

@@ -213,6 +213,7 @@ class DHTNode:
             run.close()
         for record in records:
             results[record.name] = record.accepted
+        self._getter.note_stored(record.key for record in records if record.accepted)
         self.counters.stores += len(results)
         self.counters.stores_accepted += sum(results.values())
         if self.options.cache_on_store:
@@ -302,6 +303,7 @@ class DHTNode:
             stored_bytes=protocol.storage.nbytes,
             cached_keys=len(protocol.cache),
             blacklisted=len(self.blacklist),
+            clock_offset=protocol.clocks.offset,
         )
 
     async def renew(self, keys: Sequence[DHTID]) -> None:

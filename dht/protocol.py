@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from hivemind.aio import TaskScope
 from hivemind.clock import MAX_DHT_TIME_DISCREPANCY_SECONDS, DHTExpiration, get_dht_time
 from hivemind.config import make_options
+from hivemind.dht.clocks import Clocks
 from hivemind.dht.config import DHTNodeOptions
 from hivemind.dht.counters import Counters
 from hivemind.dht.home import Home
@@ -109,6 +110,7 @@ class DHTProtocol(ServicerBase):
         self.cache = DHTLocalStorage(maxsize=options.cache_size)
         self.routing_table = RoutingTable(node_id, options.bucket_size, options.depth_modulo)
         self.counters = Counters()
+        self.clocks = Clocks()
         self.rpc_semaphore = asyncio.Semaphore(options.parallel_rpc or DEFAULT_PARALLEL_RPC)
         self._scope = TaskScope("background of DHTProtocol")
         self.neighborhood = Neighborhood(
@@ -207,8 +209,11 @@ class DHTProtocol(ServicerBase):
         sent = get_dht_time()
         request = dht_pb2.PingRequest(peer=self.node_info, validate=validate)
         response: dht_pb2.PingResponse = await self._request(peer, "rpc_ping", request)
+        received = get_dht_time()
+        if response.dht_time:
+            self.clocks.note(peer, response.dht_time - (sent + received) / 2)
         if validate:
-            problem = self._problem_with(response, sent, get_dht_time())
+            problem = self._problem_with(response, sent, received)
             if problem and strict:
                 raise ValidationError(f"{peer}: {problem}")
             if problem:

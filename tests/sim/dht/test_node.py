@@ -175,6 +175,40 @@ def test_nothing_is_cached_where_it_shall_not() -> None:
     run_virtual(main)
 
 
+def test_what_nobody_has_can_be_remembered() -> None:
+    async def main() -> None:
+        async with dht_swarm(12) as swarm:
+            node = await swarm.node(client_mode=True, cache_missing=20.0, cache_on_store=False)
+            expiration = get_dht_time() + 600
+
+            async def requests_of_get(key: str, **options: Any) -> tuple[int, Any]:
+                before = node.stats().requests
+                found = await node.get(key, **options)
+                return node.stats().requests - before, found and found.value
+
+            assert await requests_of_get("a") == (12, None)
+            assert await requests_of_get("a") == (0, None)
+            assert await swarm.nodes[3].store("a", 1, expiration)
+            assert await requests_of_get("a") == (0, None), "nobody has told it"
+            assert (await requests_of_get("a", latest=True))[1] == 1
+            assert (await requests_of_get("a"))[1] == 1
+            # what it stores itself is there at once, also where it keeps no copy
+            assert await requests_of_get("b") == (12, None)
+            assert await node.store("b", 2, expiration, subkey="s")
+            assert (await requests_of_get("b"))[1] is not None
+            # and it looks again in time
+            assert await requests_of_get("c") == (12, None)
+            assert await swarm.nodes[3].store("c", 3, expiration)
+            await asyncio.sleep(21)
+            assert (await requests_of_get("c"))[1] == 3
+            # where nodes did not answer, one of them may have it
+            with swarm.net.freeze(swarm.nodes[5].p2p):
+                assert (await requests_of_get("d"))[1] is None
+            assert (await requests_of_get("d"))[0] > 0
+
+    run_virtual(main)
+
+
 class OnlyNumbers(RecordValidatorBase):
     def validate(self, record: DHTRecord) -> bool:
         return record.value[:1].isascii()
