@@ -57,6 +57,8 @@ class ModuleBackend:
             raise WrongTypeError("module", type(module).__qualname__, "a torch.nn.Module")
         self.name, self.module, self.optimizer, self.scheduler = name, module, optimizer, scheduler
         self.device = torch.device(device) if device is not None else _device_of(module)
+        if str(self.device) == "cuda":  # the current one, so that each device has one name
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.args_schema = tuple(args_schema or ())
         self.kwargs_schema = dict(kwargs_schema or {})
         self.forward_schema = (self.args_schema, self.kwargs_schema)

@@ -214,8 +214,13 @@ class Server:
         if self._presence is not None:
             await self._presence.withdraw([uid])
         runtime = self._runtimes[expert.device]
+        wait = Deadline.after(self.options.drain_timeout)
         for pool in expert.get_pools():
-            await asyncio.wrap_future(pool.close())
+            try:
+                await with_deadline(asyncio.wrap_future(pool.close()), wait, f"what waits for {uid}")
+            except DeadlineExceeded as error:
+                logger.warning("%s; it is dropped", error)
+                pool.drop_all()
         runtime.remove_pools(expert.get_pools())
         if self._saver is not None:
             await self._saver.save(expert)

@@ -12,7 +12,7 @@ import torch
 from hivemind.clock import monotonic
 from hivemind.config import check_count, check_seconds
 from hivemind.errors import ExpertError, ExpertFailed, InputMismatch, ServerBusy, UnknownExpert
-from hivemind.log import get_logger
+from hivemind.log import RateLimit, get_logger
 from hivemind.moe.server.fair_queue import FairQueue, Request
 from hivemind.moe.server.schedule import Schedule
 from hivemind.runtime import HivemindFuture
@@ -118,6 +118,7 @@ class TaskPool(TaskPoolBase):
         #: replaced by `attach`; its condition guards the queue and the statistics
         self.schedule = Schedule()
         # guarded by the schedule's condition
+        self._log = RateLimit()
         self._running = False
         self._closing: HivemindFuture[None] | None = None
         self._stats = PoolStats()
@@ -266,7 +267,8 @@ class TaskPool(TaskPoolBase):
     def _failure(self, error: Exception) -> ExpertError:
         if isinstance(error, ExpertError):
             return error
-        logger.debug("%s failed", self.name, exc_info=True)
+        if self._log.allow():
+            logger.warning("%s failed", self.name, exc_info=True)
         return ExpertFailed(f"{self.name}: {type(error).__name__}: {str(error)[:2000]}")
 
     def _run(self, tasks: list[Task]) -> list[Tensors]:

@@ -102,6 +102,24 @@ def test_requests_of_clients_that_give_up_leave_the_queue() -> None:
         eventually_sync(lambda: server.stats().calls == 0, "nothing runs")
 
 
+def test_each_device_has_its_thread() -> None:
+    """An expert that takes its time does not hold up those of another device."""
+    first, second = make_expert("e.0"), make_expert("e.1", device="cpu:0")
+    with (
+        DHT(start=True) as dht,
+        Server(dht, {"e.0": first, "e.1": second}, start=True),
+        DHT(initial_peers=dht.get_visible_maddrs(), start=True) as own,
+    ):
+        client, module = Caller(own, dht.peer_id), cast("Gated", first.module)
+        module.gate.clear()
+        blocked = client.call("rpc_forward", "e.0", [ONE])
+        assert module.entered.wait(PATIENCE)
+        assert client.forward("e.1", [ONE])
+        assert not blocked.done()
+        module.gate.set()
+        assert blocked.result(PATIENCE)
+
+
 def test_experts_come_and_go_while_others_are_called() -> None:
     with serving("e.0") as (server, (client,)):
         server.add_expert(make_expert("e.1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,21 @@ def test_devices() -> None:
     for wrong in ("warp", [], 3):
         with pytest.raises(ConfigError, match="device"):
             ExpertOptions(num_experts=1, device=wrong).devices  # type: ignore[arg-type] # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("make", "fused"),
+    [
+        (torch.optim.Adam, True),
+        (functools.partial(torch.optim.SGD, lr=0.1), True),
+        (functools.partial(torch.optim.Adam, foreach=True), None),
+        (torch.optim.RMSprop, None),
+    ],
+)
+def test_a_step_in_one_kernel_where_there_is_one(make: Any, fused: bool | None) -> None:
+    options = ExpertOptions(num_experts=1, hidden_dim=4, optim_cls=make)
+    (backend,) = make_backends(options, ["e.0"]).values()
+    assert backend.optimizer.param_groups[0].get("fused") == fused
 
 
 def test_how_long_declarations_hold() -> None:
