@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from hivemind.clock import DHTExpiration
+from hivemind.clock import DHTExpiration, get_dht_time
 from hivemind.dht.lookup import Lookup
 from hivemind.dht.records import (
     MAX_RECORD_BYTES,
@@ -26,7 +26,7 @@ from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue, StoredValu
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.errors import ConfigError
 from hivemind.identity import PeerID
-from hivemind.log import get_logger
+from hivemind.log import RateLimit, get_logger
 from hivemind.serializer import MSGPackSerializer
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Placement", "Record", "make_records"]
 
 logger = get_logger(__name__)
+_expired = RateLimit()
 
 #: Nodes nearest to a key that must have answered before a record goes to those that they have named.
 _WITNESSES: Final = 3
@@ -101,7 +102,7 @@ def _make_record(
 ) -> Record | None:
     """Serialize and sign a value.
 
-    :returns: None if the own validators refuse it
+    :returns: None if it has expired, or the own validators refuse it
     :raises SerializationError: if key, subkey or value have no form on the wire
     :raises ConfigError: if the value is too large
     """
@@ -119,6 +120,16 @@ def _make_record(
             return None
     if len(raw) > MAX_RECORD_BYTES:
         raise ConfigError("value", f"{len(raw)} bytes", f"at most {MAX_RECORD_BYTES} bytes when serialized")
+    late = get_dht_time() - expiration
+    if late > 0:
+        if _expired.allow():
+            logger.warning(
+                "a value under key %r was not stored: it has expired %.1f s ago; expiration_time is a point in time, as"
+                " get_dht_time() + 60",
+                key,
+                late,
+            )
+        return None
     return Record(name, key_id, subkey, raw, expiration)
 
 

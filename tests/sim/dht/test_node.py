@@ -266,7 +266,10 @@ def test_wrong_arguments() -> None:
                 await node.store("key", bytes(4_000_000), get_dht_time() + 60)
             with pytest.raises(ConfigError, match="values"):
                 await node.store_many(["key"], [], get_dht_time() + 60)
+            requests = node.stats().requests
             assert not await node.store("key", 1, get_dht_time() - 60)
+            assert not await node.store("key", 1, 60), "a mistake: it is a point in time"
+            assert node.stats().requests == requests
             with pytest.raises(ConfigError, match="host_maddrs"):
                 await DHTNode.create(node.p2p, host_maddrs=[])
             await node.shutdown()
