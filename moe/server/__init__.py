@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from hivemind.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from hivemind.moe.client.expert import get_experts as get_experts
     from hivemind.moe.declare import declare_experts as declare_experts
     from hivemind.moe.server.background import background_server as background_server
     from hivemind.moe.server.layers.registry import register_expert_class as register_expert_class
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 #: module → names of ``hivemind.moe.server`` that live there; a test holds it equal to the imports above
 _HOMES = {
+    "hivemind.moe.client.expert": ("get_experts",),
     "hivemind.moe.declare": ("declare_experts",),
     "hivemind.moe.server.background": ("background_server",),
     "hivemind.moe.server.layers.registry": ("register_expert_class",),

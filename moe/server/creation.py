@@ -27,21 +27,25 @@ from hivemind.moe.uid import ExpertUID
 from hivemind.nested import nested_map
 from hivemind.proto import runtime_pb2
 
-__all__ = ["choose_uids", "draw_uids", "make_backend", "make_backends"]
+__all__ = ["choose_uids", "draw_uids", "generate_uids", "make_backend", "make_backends"]
 
-#: Draws per expert that is still without a name before a pattern counts as used up.
-_ATTEMPTS_PER_EXPERT: Final = 10
 #: Optimizers that have a step in one kernel, and the devices that have it in all versions of torch allowed here.
 _FUSED: Final = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _FUSED_ON: Final = ("cpu", "cuda")
 
 
 def draw_uids(
-    count: int, pattern: str | None, taken: Callable[[list[ExpertUID]], Iterable[ExpertUID]], avoid: Iterable[str] = ()
+    count: int,
+    pattern: str | None,
+    taken: Callable[[list[ExpertUID]], Iterable[ExpertUID]],
+    *,
+    attempts_per_expert: int = 10,
+    avoid: Iterable[ExpertUID] = (),
 ) -> list[ExpertUID]:
     """Random different names.
 
     :param taken: which of these names somebody has
+    :param attempts_per_expert: draws per expert before the pattern counts as used up
     :param avoid: names that are not drawn
     :raises ConfigError: if too few free ones are found
     """
@@ -49,7 +53,7 @@ def draw_uids(
     check_pattern(pattern)
     found: list[ExpertUID] = []
     seen = set(avoid)
-    attempts = _ATTEMPTS_PER_EXPERT * count
+    attempts = attempts_per_expert * count
     while len(found) < count and attempts > 0:
         attempts -= 1
         drawn = {
@@ -66,6 +70,25 @@ def draw_uids(
     return found
 
 
+def generate_uids(
+    num_experts: int,
+    expert_pattern: str | None,
+    dht: DHT | None = None,
+    attempts_per_expert: int = 10,
+    *,
+    avoid: Iterable[ExpertUID] = (),
+) -> list[ExpertUID]:
+    """Random different names that no peer of ``dht`` has declared; see `draw_uids`."""
+
+    async def declared(dht: DHT, node: DHTNode, uids: list[ExpertUID]) -> list[ExpertUID]:
+        return [info.uid for info in await find_experts(node, uids) if info is not None]
+
+    def taken(uids: list[ExpertUID]) -> list[ExpertUID]:
+        return [] if dht is None else dht.run_coroutine(lambda dht, node: declared(dht, node, uids))
+
+    return draw_uids(num_experts, expert_pattern, taken, attempts_per_expert=attempts_per_expert, avoid=avoid)
+
+
 def choose_uids(options: ExpertOptions, dht: DHT, saved: Sequence[ExpertUID]) -> list[ExpertUID]:
     """The names of a server's experts: those that are given, else those that have checkpoints, else drawn ones.
 
@@ -74,15 +97,8 @@ def choose_uids(options: ExpertOptions, dht: DHT, saved: Sequence[ExpertUID]) ->
     if options.expert_uids is not None:
         return list(options.expert_uids)
     assert options.num_experts is not None
-
-    async def declared(dht: DHT, node: DHTNode, uids: list[ExpertUID]) -> list[ExpertUID]:
-        return [info.uid for info in await find_experts(node, uids) if info is not None]
-
-    def taken(uids: list[ExpertUID]) -> list[ExpertUID]:
-        return dht.run_coroutine(lambda dht, node: declared(dht, node, uids))
-
     known = list(saved)[: options.num_experts]
-    return known + draw_uids(options.num_experts - len(known), options.expert_pattern, taken, avoid=known)
+    return known + generate_uids(options.num_experts - len(known), options.expert_pattern, dht, avoid=known)
 
 
 def make_backends(options: ExpertOptions, uids: Sequence[ExpertUID]) -> dict[ExpertUID, ModuleBackend]:

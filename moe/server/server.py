@@ -28,6 +28,7 @@ from hivemind.moe.server.checkpoints import CheckpointSaver, check_folder, copy_
 from hivemind.moe.server.config import ExpertOptions, ServerOptions
 from hivemind.moe.server.connection_handler import ConnectionHandler
 from hivemind.moe.server.creation import choose_uids, make_backends
+from hivemind.moe.server.creation import generate_uids as _generate_uids  # noqa: F401 - programs take it from here
 from hivemind.moe.server.module_backend import ModuleBackend
 from hivemind.moe.server.presence import Presence, check_free
 from hivemind.moe.server.runtime import Runtime

@@ -14,9 +14,10 @@ import pytest
 import hivemind
 import hivemind.moe
 import hivemind.moe.client
+import hivemind.moe.server
 import hivemind.utils
 
-LAZY = [hivemind, hivemind.moe, hivemind.moe.client, hivemind.utils]
+LAZY = [hivemind, hivemind.moe, hivemind.moe.client, hivemind.moe.server, hivemind.utils]
 
 #: Names that hivemind 1.1 documents at these places, as far as they are built.
 PUBLIC = {
@@ -55,6 +56,24 @@ PUBLIC = {
     "hivemind.moe.client.remote_expert_worker": "RemoteExpertWorker",
     "hivemind.moe.client.beam_search": "MoEBeamSearcher",
     "hivemind.moe.client.switch_moe": "RemoteSwitchMixtureOfExperts",
+    "hivemind.moe.server": (
+        "Server ModuleBackend background_server declare_experts get_experts register_expert_class layers runtime"
+    ),
+    "hivemind.moe.server.layers": (
+        "name_to_block name_to_input add_custom_models_from_file register_expert_class "
+        "get_linear_schedule_with_warmup schedule_name_to_scheduler"
+    ),
+    "hivemind.moe.server.layers.custom_experts": "add_custom_models_from_file register_expert_class",
+    "hivemind.moe.server.layers.optim": "ClippingWrapper OptimizerWrapper",
+    "hivemind.moe.server.layers.lr_schedule": "get_linear_schedule_with_warmup",
+    "hivemind.moe.server.server": "Server _generate_uids",
+    "hivemind.moe.server.module_backend": "ModuleBackend",
+    "hivemind.moe.server.task_pool": "TaskPool TaskPoolBase",
+    "hivemind.moe.server.runtime": "Runtime",
+    "hivemind.moe.server.connection_handler": "ConnectionHandler",
+    "hivemind.moe.server.checkpoints": "CheckpointSaver load_experts store_experts",
+    "hivemind.moe.server.dht_handler": "declare_experts get_experts",
+    "hivemind.utils.limits": "increase_file_limit",
     "hivemind.moe.expert_uid": (
         "ExpertInfo ExpertUID ExpertPrefix Coordinate UID_DELIMITER FLAT_EXPERT UID_PATTERN PREFIX_PATTERN "
         "is_valid_uid is_valid_prefix split_uid"
@@ -99,7 +118,9 @@ def typed_imports(module: ModuleType) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", [hivemind, hivemind.moe, hivemind.moe.client, hivemind.utils], ids=lambda module: module.__name__
+    "module",
+    [hivemind, hivemind.moe, hivemind.moe.client, hivemind.moe.server, hivemind.utils],
+    ids=lambda module: module.__name__,
 )
 def test_lazy_names_are_what_type_checkers_see(module: ModuleType) -> None:
     names = {name for name in typed_imports(module) if not isinstance(getattr(module, name), ModuleType)}
@@ -108,7 +129,9 @@ def test_lazy_names_are_what_type_checkers_see(module: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [hivemind, hivemind.moe, hivemind.moe.client, hivemind.utils], ids=lambda module: module.__name__
+    "module",
+    [hivemind, hivemind.moe, hivemind.moe.client, hivemind.moe.server, hivemind.utils],
+    ids=lambda module: module.__name__,
 )
 def test_lazy_name_is_the_one_of_its_home(module: ModuleType) -> None:
     for home, names in module._HOMES.items():
@@ -117,7 +140,9 @@ def test_lazy_name_is_the_one_of_its_home(module: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [hivemind, hivemind.moe, hivemind.moe.client, hivemind.utils], ids=lambda module: module.__name__
+    "module",
+    [hivemind, hivemind.moe, hivemind.moe.client, hivemind.moe.server, hivemind.utils],
+    ids=lambda module: module.__name__,
 )
 def test_unknown_name_is_an_attribute_error_that_names_it(module: ModuleType) -> None:
     with pytest.raises(AttributeError, match=r"has no attribute 'no_such_name'"):

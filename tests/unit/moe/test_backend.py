@@ -83,14 +83,15 @@ def test_a_step_for_each_batch_of_gradients() -> None:
     assert linear.bias.grad is None
 
 
-@pytest.mark.parametrize("poison", [torch.inf, torch.nan])
-def test_a_gradient_that_is_not_finite_makes_no_step(poison: float) -> None:
+@pytest.mark.parametrize(("poison", "sent"), [(torch.inf, 1.0), (torch.nan, 1.0), (1e30, 1e30)])
+def test_a_gradient_that_is_not_finite_makes_no_step(poison: float, sent: float) -> None:
+    """Of an input, or only of the parameters, where finite numbers have an infinite product."""
     linear = nn.Linear(4, 4)
     optimizer = torch.optim.Adam(linear.parameters())
     backend = ModuleBackend("e.1", linear, optimizer=optimizer, args_schema=[X])
     before = linear.weight.detach().clone()
     with pytest.raises(ExpertFailed, match=r"e\.1"):
-        backend.backward(torch.ones(3, 4), torch.full((3, 4), poison))
+        backend.backward(torch.full((3, 4), sent), torch.full((3, 4), poison))
     assert torch.equal(linear.weight, before)
     assert (backend.updates, linear.weight.grad, len(optimizer.state)) == (0, None, 0)
     backend.backward(torch.ones(3, 4), torch.ones(3, 4))
@@ -247,5 +248,6 @@ def test_names_are_drawn_from_a_pattern() -> None:
     assert set(drawn) == {"e.0.4", "e.0.5", "e.1.4", "e.1.5"}
     with pytest.raises(ConfigError, match="4 found"):
         draw_uids(5, "e.[0:2].[3:6]", lambda uids: taken & set(uids))
+    assert set(draw_uids(2, "e.[0:3]", lambda uids: [], avoid=["e.1"])) == {"e.0", "e.2"}
     assert len(draw_uids(2, None, lambda uids: [])) == 2
     assert draw_uids(0, None, lambda uids: uids) == []
