@@ -21,7 +21,7 @@ from hivemind.identity import PeerID
 
 __all__ = ["Lookup", "LookupPlan", "NodeState", "Request"]
 
-#: Nodes that one lookup asks at most, in multiples of its beam: more are only ever named by liars.
+#: Nodes that one lookup asks at most, in multiples of its widest beam: more are only ever named by liars.
 MAX_CONTACTS_PER_BEAM: Final = 10
 
 Node = tuple[DHTID, PeerID]
@@ -88,7 +88,7 @@ class Lookup:
 
     def candidate(self) -> DHTID | None:
         """The nearest node in the beam that has not been asked."""
-        if self._stopped or self._asked >= MAX_CONTACTS_PER_BEAM * self.beam_size:
+        if self._stopped or self._asked >= MAX_CONTACTS_PER_BEAM * self.widest:
             return None
         for _, node_id in self._by_distance[: self._reach]:
             if self.states[node_id] is NodeState.HEARD:
@@ -167,7 +167,7 @@ class Lookup:
         """Whether it is stopped, or all in the beam have answered."""
         if self._stopped:
             return True
-        spent = self._asked >= MAX_CONTACTS_PER_BEAM * self.beam_size
+        spent = self._asked >= MAX_CONTACTS_PER_BEAM * self.widest
         for _, node_id in self._by_distance[: self._span(self.beam_size)]:
             state = self.states[node_id]
             if state is NodeState.ASKED or (state is NodeState.HEARD and not spent):
