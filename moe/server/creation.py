@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -29,6 +31,8 @@ from hivemind.proto import runtime_pb2
 
 __all__ = ["choose_uids", "draw_uids", "generate_uids", "make_backend", "make_backends"]
 
+#: A pattern with so many names, or fewer, is used up to the last one.
+_ALL_NAMES: Final = 4096
 #: Optimizers that have a step in one kernel, and the devices that have it in all versions of torch allowed here.
 _FUSED: Final = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _FUSED_ON: Final = ("cpu", "cuda")
@@ -45,7 +49,7 @@ def draw_uids(
     """Random different names.
 
     :param taken: which of these names somebody has
-    :param attempts_per_expert: draws per expert before the pattern counts as used up
+    :param attempts_per_expert: draws per expert before a pattern with very many names counts as used up
     :param avoid: names that are not drawn
     :raises ConfigError: if too few free ones are found
     """
@@ -53,13 +57,11 @@ def draw_uids(
     check_pattern(pattern)
     found: list[ExpertUID] = []
     seen = set(avoid)
-    attempts = attempts_per_expert * count
-    while len(found) < count and attempts > 0:
-        attempts -= 1
-        drawn = {
-            RANGE.sub(lambda part: str(random.randrange(int(part[1] or 0), int(part[2]))), pattern)
-            for _ in range(count - len(found))
-        } - seen
+    names = _names(pattern)
+    for _ in range(max(attempts_per_expert * count, _ALL_NAMES)):
+        if len(found) == count:
+            break
+        drawn = set(itertools.islice(names, count - len(found))) - seen
         seen |= drawn
         if drawn:
             found.extend(drawn - set(taken(sorted(drawn))))
@@ -68,6 +70,23 @@ def draw_uids(
             "expert_pattern", pattern, f"one with {count} names that no other peer has: {len(found)} found"
         )
     return found
+
+
+def _names(pattern: str) -> Iterator[ExpertUID]:
+    """Names of a pattern in random order: all of them once where they are few, else drawn without end."""
+    ranges = [range(int(low or 0), int(high)) for low, high in RANGE.findall(pattern)]
+
+    def name(coordinates: Iterable[int]) -> ExpertUID:
+        rest = iter(coordinates)
+        return RANGE.sub(lambda _: str(next(rest)), pattern)
+
+    if math.prod(map(len, ranges)) <= _ALL_NAMES:
+        every = list(itertools.product(*ranges))
+        random.shuffle(every)
+        yield from map(name, every)
+        return
+    while True:
+        yield name(random.choice(each) for each in ranges)
 
 
 def generate_uids(
