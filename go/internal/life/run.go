@@ -36,6 +36,9 @@ const (
 func Run(in io.Reader, out, errOut io.Writer) int {
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go reclaim(ctx)
 	stop := Signals()
 	cfg, err := config.Read(in)
 	if err != nil {

@@ -156,7 +156,7 @@ func securityOptions(cfg *config.Config) []libp2p.Option {
 		options = append(options, libp2p.Security(libp2ptls.ID, newTLS))
 	}
 	if cfg.Noise {
-		options = append(options, libp2p.Security(noise.ID, noise.New))
+		options = append(options, libp2p.Security(noise.ID, newNoise))
 	}
 	return options
 }

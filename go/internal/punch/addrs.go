@@ -44,6 +44,11 @@ func targets(own, theirs []ma.Multiaddr, isClient bool) []ma.Multiaddr {
 	})
 }
 
+// hasOnlyPublic: a peer behind a router offers its address there too, if it is one of this library.
+func hasOnlyPublic(theirs []ma.Multiaddr) bool {
+	return !slices.ContainsFunc(theirs, func(addr ma.Multiaddr) bool { return !manet.IsPublicAddr(addr) })
+}
+
 func publicIP(addr ma.Multiaddr) net.IP {
 	if !manet.IsPublicAddr(addr) {
 		return nil

@@ -33,6 +33,7 @@ var errNoAddrs = errors.New("no public address")
 type plan struct {
 	addrs []ma.Multiaddr // the other peer's
 	rtt   time.Duration  // through the relay; measured by the initiator
+	open  bool           // the other peer seems to be on no network of its own: it is dialled without being asked to dial
 }
 
 // openOn opens a stream on this very connection: the host would choose among several, and the other peer takes the stream only on one that
@@ -58,8 +59,8 @@ func openOn(ctx context.Context, conn network.Conn) (network.Stream, error) {
 }
 
 // initiate is the exchange as the peer that was called through the relay has it. The other side dials when it reads SYNC, half a round trip
-// after initiate returns.
-func initiate(stream io.ReadWriter, own []ma.Multiaddr) (plan, error) {
+// after initiate returns. Where plain is set, a peer on no network of its own is sent none.
+func initiate(stream io.ReadWriter, own []ma.Multiaddr, plain bool) (plan, error) {
 	reader, writer := pbio.NewDelimitedReader(stream, maxMessage), pbio.NewDelimitedWriter(stream)
 	asked := time.Now()
 	if err := writer.WriteMsg(connectMessage(own)); err != nil {
@@ -70,6 +71,10 @@ func initiate(stream io.ReadWriter, own []ma.Multiaddr) (plan, error) {
 		return plan{}, err
 	}
 	found := plan{addrs: addrs, rtt: time.Since(asked)}
+	if plain && hasOnlyPublic(addrs) {
+		found.open = true
+		return found, nil
+	}
 	return found, writer.WriteMsg(&pb.HolePunch{Type: pb.HolePunch_SYNC.Enum()})
 }
 

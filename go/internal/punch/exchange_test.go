@@ -55,7 +55,7 @@ func TestBothSidesLearnWhereToDial(t *testing.T) {
 		theirs, err = respond(caller, addrs(publicTCP, publicQUIC))
 		answered <- err
 	}()
-	ours, err := initiate(called, addrs(elsewhere))
+	ours, err := initiate(called, addrs(elsewhere), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,6 +67,32 @@ func TestBothSidesLearnWhereToDial(t *testing.T) {
 	}
 	if ours.rtt <= 0 {
 		t.Error("no round trip was measured")
+	}
+}
+
+// TestPeersWithoutRouterAreDialled: they offer public addresses only, and need not dial as well.
+func TestPeersWithoutRouterAreDialled(t *testing.T) {
+	for name, c := range map[string]struct {
+		offered []ma.Multiaddr
+		open    bool
+	}{
+		"public":          {addrs(publicTCP, publicQUIC), true},
+		"behind a router": {addrs(publicTCP, inLAN), false},
+	} {
+		caller, called := pipe(t)
+		synced := make(chan error, 1)
+		go func() {
+			_, err := respond(caller, c.offered)
+			synced <- err
+		}()
+		found, err := initiate(called, addrs(elsewhere), true)
+		if err != nil || found.open != c.open {
+			t.Errorf("%s: open %v, %v", name, found.open, err)
+		}
+		called.Close()
+		if err := <-synced; (err != nil) != c.open {
+			t.Errorf("%s: SYNC came: %v", name, err)
+		}
 	}
 }
 

@@ -27,6 +27,10 @@ const (
 	// dialTime bounds the dials of one attempt. A first packet that is lost, as the other's router does not wait for it yet, is sent again
 	// after 1 and after 3 s.
 	dialTime = 5 * time.Second
+	// firstDialTime, and firstDialTrips round trips through the relay, bound those of the first attempt of a series: where one side is open,
+	// it fails for its roles alone, and the next one works.
+	firstDialTime  = 1500 * time.Millisecond
+	firstDialTrips = 6
 	// attemptsOfSeries follow each other at once, in different ways; then comes a pause.
 	attemptsOfSeries = 3
 	firstPause       = 2 * time.Second
@@ -227,10 +231,20 @@ func (p *Puncher) attempt(way network.Conn, number int) error {
 		return fmt.Errorf("asking: %w", err)
 	}
 	own := offered(p.addrs())
-	found, err := initiate(stream, own)
+	found, err := initiate(stream, own, number == 0)
 	if err != nil {
 		_ = stream.Reset()
 		return fmt.Errorf("asking: %w", err)
+	}
+	bound := dialTime
+	if number == 0 {
+		bound = firstDialTime + firstDialTrips*found.rtt
+	}
+	if found.open {
+		_ = stream.Reset() // the other side need not dial
+		ctx, cancel := context.WithTimeout(network.WithForceDirectDial(p.ctx, "a peer without a router has called"), bound)
+		defer cancel()
+		return p.host.Connect(ctx, peer.AddrInfo{ID: remote, Addrs: found.addrs})
 	}
 	_ = stream.Close()
 	if !p.sleep(found.rtt / 2) {
@@ -239,7 +253,7 @@ func (p *Puncher) attempt(way network.Conn, number int) error {
 	// Releases of the library before 0.41 have the roles the other way round; and where one of the two routers lets everything in, the packet
 	// of the other side meets a listener, which is a server.
 	isClient := number == 1
-	return p.dial(remote, targets(own, found.addrs, isClient), isClient)
+	return p.dial(remote, targets(own, found.addrs, isClient), isClient, bound)
 }
 
 // seemsPublic: a peer that others cannot connect to advertises its relays.
@@ -271,15 +285,15 @@ func (p *Puncher) answer(stream network.Stream) {
 		return
 	}
 	_ = stream.Close()
-	if err := p.dial(conn.RemotePeer(), targets(own, found.addrs, true), true); err != nil {
+	if err := p.dial(conn.RemotePeer(), targets(own, found.addrs, true), true, dialTime); err != nil {
 		p.log.Debug("no hole punched", "peer", conn.RemotePeer(), "error", err)
 	}
 }
 
 // dial sends to the other peer's addresses while it sends to ours. Where both packets meet there is no server, so that the roles are given:
 // the one who asked is the server.
-func (p *Puncher) dial(remote peer.ID, addrs []ma.Multiaddr, isClient bool) error {
-	ctx, cancel := context.WithTimeout(p.ctx, dialTime)
+func (p *Puncher) dial(remote peer.ID, addrs []ma.Multiaddr, isClient bool, bound time.Duration) error {
+	ctx, cancel := context.WithTimeout(p.ctx, bound)
 	defer cancel()
 	ctx = network.WithSimultaneousConnect(ctx, isClient, "hole punching")
 	ctx = network.WithForceDirectDial(ctx, "hole punching")
