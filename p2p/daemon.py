@@ -154,6 +154,14 @@ class ControlTransport(ABC):
         until = deadline or _soon()
         return await self._line.ask(lambda client: client.request(op, deadline=until, **content), until, op)
 
+    async def ban(self, peer: PeerID, seconds: float) -> None:
+        """See `Oversight.ban`."""
+        await self._line.ban(peer, seconds, _soon())
+
+    async def unban(self, peer: PeerID) -> bool:
+        """See `Oversight.unban`."""
+        return await self._line.unban(peer, _soon())
+
 
 def _soon() -> Deadline:
     return Deadline.after(_REQUEST_SECONDS)

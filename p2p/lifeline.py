@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from hivemind.aio import TaskScope, with_deadline
-from hivemind.clock import Deadline
+from hivemind.clock import Deadline, monotonic
 from hivemind.errors import (
     ControlFailure,
     DaemonDied,
@@ -33,6 +33,9 @@ __all__ = ["Lifeline"]
 logger = get_logger(__name__)
 
 T = TypeVar("T")
+
+#: Bans that a new daemon is told of; it has no room for more.
+_MOST_BANS = 4096
 
 
 class _Registration(NamedTuple):
@@ -64,6 +67,8 @@ class Lifeline:
         self._recover = recover
         self._pid = os.getpid()
         self._handlers: dict[str, _Registration] = {}
+        # when the bans by this client end, on the monotonic clock
+        self._bans: dict[PeerID, float] = {}
         self._scope = TaskScope("restart of the p2p daemon")
         # while there is no connection: done when there is one again, or will be none
         self._gap: asyncio.Future[None] | None = None
@@ -93,6 +98,7 @@ class Lifeline:
             await client.hello(watch_peers=watch_peers)
             if self.peer_id is not None and client.peer_id != self.peer_id:
                 raise ControlFailure(f"the daemon is {client.peer_id} now and no longer {self.peer_id}")
+            await self._renew_bans(client)
             for name, registration in list(self._handlers.items()):
                 await self._register(client, name, registration)
             client.check()  # it may have been lost after the last answer
@@ -100,6 +106,12 @@ class Lifeline:
             client.abort(ControlFailure("the daemon did not start"))
             raise
         self.peer_id = client.peer_id
+
+    async def _renew_bans(self, client: ControlClient) -> None:
+        now = monotonic()
+        self._bans = {peer: end for peer, end in self._bans.items() if end > now}
+        for peer, end in list(self._bans.items()):
+            await client.request("ban", peer=str(peer), seconds=end - now)
 
     async def _register(self, client: ControlClient, name: str, registration: _Registration) -> None:
         try:
@@ -209,6 +221,20 @@ class Lifeline:
         """See `ControlClient.unlisten`; goes for every connection to come."""
         self._handlers.pop(name, None)
         await self.ask(lambda client: client.unlisten(name), deadline, f"end of handler {name}")
+
+    async def ban(self, peer: PeerID, seconds: float, deadline: Deadline) -> None:
+        """Have the daemon refuse ``peer``; goes for every connection to come."""
+        await self.ask(lambda client: client.request("ban", peer=str(peer), seconds=seconds), deadline, "ban")
+        self._bans.pop(peer, None)
+        self._bans[peer] = monotonic() + seconds
+        if len(self._bans) > _MOST_BANS:
+            del self._bans[next(iter(self._bans))]
+
+    async def unban(self, peer: PeerID, deadline: Deadline) -> bool:
+        """The end of `ban`; whether the daemon refused ``peer``."""
+        self._bans.pop(peer, None)
+        answer = await self.ask(lambda client: client.request("unban", peer=str(peer)), deadline, "unban")
+        return bool(answer["banned"])
 
     # -- the end ---------------------------------------------------------------------------------------------------
 

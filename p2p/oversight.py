@@ -73,17 +73,18 @@ class Oversight:
 
     async def ban(self, peer_id: PeerID, seconds: float) -> None:
         """Close the connections to ``peer_id`` and refuse it from now on: no call reaches it or comes from it. Calls
-        under way end with `StreamReset`. A ban ends with the daemon; banning anew replaces the time left.
+        under way end with `StreamReset`. A daemon that is started again is told of it; banning anew replaces the time
+        left.
 
         :param seconds: for how long
         :raises ConfigError: if ``seconds`` is not a number > 0
         """
         check_seconds("seconds", seconds)
-        await self._daemon().request("ban", peer=str(peer_id), seconds=seconds)
+        await self._daemon().ban(peer_id, seconds)
 
     async def unban(self, peer_id: PeerID) -> bool:
         """Let ``peer_id`` in again; whether it was banned."""
-        return bool((await self._daemon().request("unban", peer=str(peer_id)))["banned"])
+        return await self._daemon().unban(peer_id)
 
     async def bans(self) -> Mapping[PeerID, float]:
         """The peers that are refused now, by `ban` or as they flooded this one, with the seconds left."""

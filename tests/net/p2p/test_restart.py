@@ -119,6 +119,20 @@ async def test_the_same_peer_comes_back(log: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.asyncio
+async def test_bans_hold() -> None:
+    async with await P2P.create(**KEEP) as alice, await P2P.create(await alice.get_visible_maddrs()) as bob:
+        stranger = PeerID.from_base58("12D3KooWLKifE42tchWXuDRntRwJN85zKCKziLH4mp1iUyZhgiec")
+        await alice.ban(bob.peer_id, seconds=1000)
+        await alice.ban(stranger, seconds=1000)
+        assert await alice.unban(stranger)
+        kill(alice)
+        bans = await alice.bans()
+        assert restarts_of(alice) == 1
+        assert list(bans) == [bob.peer_id]
+        assert 900 < bans[bob.peer_id] < 1000
+
+
+@pytest.mark.asyncio
 async def test_calls_end_or_wait() -> None:
     """What was sent is not sent again; what was not waits."""
     async with await P2P.create(**KEEP) as alice, await P2P.create(await alice.get_visible_maddrs()) as bob:
