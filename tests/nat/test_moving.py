@@ -10,7 +10,7 @@ from tests.support.nat_lab import NatLab, Site
 from tests.support.nat_peer import BEHIND_NAT, NatPeer, Place, first_answer, start_all
 
 #: Seconds until it is reached again.
-REACHED_AGAIN = 60.0
+REACHED_AGAIN = 20.0
 
 MOVES: dict[str, tuple[str, Callable[[Site], None]]] = {
     "of a peer in its network": ("port-restricted", lambda site: site.change_address(0)),

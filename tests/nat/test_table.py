@@ -17,7 +17,7 @@ from tests.support.waiting import eventually_sync
 #: lets in only the ports that it was told of, which nobody can know beforehand.
 DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"
 #: Seconds in which a connection that was relayed at first is direct.
-SOON = 30.0
+SOON = 15.0
 SAME_ROUTER = ("same router", "same router")
 PAIRS = [SAME_ROUTER, *((caller, callee) for caller in KINDS for callee in KINDS)]
 
