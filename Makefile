@@ -52,8 +52,8 @@ test: env legacy nat-tools ## All that a change must pass, from a fresh checkout
 bench: env legacy ## Measure this library and hivemind 1.1.12 in turn, and print the ratio
 	@$(PY) benchmarks/run.py $(ARGS)
 
-sim-dht: env ## The DHT at scale, simulated: ARGS='--nodes 1000 --keys 10000 --churn 0.3'
-	@$(PY) benchmarks/dht_scale.py $(ARGS)
+sim-dht: env ## The DHT at ten thousand nodes, simulated: ARGS='--sizes 100 1000 --only quiet churn'
+	@$(PY) -m benchmarks.dht_scale $(ARGS)
 
 clean: ## Remove all that these targets made, environments included
 	rm -rf .venv .venv-legacy .venv-proto build dist *.egg-info p2p/p2pd

@@ -1,170 +1,176 @@
-"""How searches of the DHT grow with the swarm: the node's own code on the in-memory network, under the virtual clock.
+"""The DHT at scale: crowds of its nodes on the in-memory network, under the virtual clock. ``make sim-dht``.
 
-One run is one size: ``make sim-dht ARGS='--nodes 1000 --keys 10000 --churn 0.3'`` prints its figures as JSON. Hops,
-messages and virtual seconds are those of one get; with ``--churn``, also of gets after some minutes of it, for keys
-that some node still holds.
+Each experiment runs in a process of its own, one after another, and its figures go to ``build/sim-dht/results.json``,
+where they stay until the next run of that experiment; the table and the plot are made of all that are there.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import math
-import random
+import os
 import resource
+import subprocess
+import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from hivemind.clock import get_dht_time
-from hivemind.dht import DHTID, DHTNode
-from hivemind.p2p import MemoryNetwork
+from benchmarks.dht_scale_report import DOCS_PAGE, DOCS_PLOT, plot, table, with_table
 from hivemind.virtual_clock import run_virtual
+from tests.support.dht_crowd import Crowd, churn, corrupt
 
-#: Nodes that join at a time, and users that act at a time.
-_JOINERS = 32
-_USERS = 64
-#: One-way delay in seconds, and its jitter.
-_DELAY, _JITTER = 0.02, 0.02
-_DAY = 86400.0
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "build" / "sim-dht" / "results.json"
 
+SIZES = (100, 1000, 10000)
+KEYS_PER_NODE = 10
+#: Gets that are measured in a quiet swarm, and after each minute of churn.
+GETS, CHURN_GETS = 2000, 500
+CHURN_SHARE, CHURN_MINUTES = 0.3, 5
+#: Seconds for which the halves are cut off from each other, and after which they must have met again.
+CUT_SECONDS, MENDING_SECONDS = 100.0, 90.0
+LIARS = 0.05
 
-class Swarm:
-    """Nodes of one run."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.net = MemoryNetwork(seed)
-        self.nodes: list[DHTNode] = []
-        self._made = 0
-
-    async def grow(self, count: int) -> None:
-        """Add nodes, some at a time, each through a member chosen at random."""
-        while len(self.nodes) < count:
-            batch = min(_JOINERS, count - len(self.nodes), max(1, len(self.nodes)))
-            self.nodes += await asyncio.gather(*(self._node() for _ in range(batch)))
-
-    async def _node(self) -> DHTNode:
-        number, self._made = self._made, self._made + 1
-        through = self.random.choice(self.nodes) if self.nodes else None
-        p2p = await self.net.create_p2p()
-        addresses = await through.get_visible_maddrs() if through is not None else None
-        return await DHTNode.create(p2p, DHTID.generate(source=f"node {number}"), addresses)
-
-    async def kill(self, node: DHTNode) -> None:
-        """End a node without a word to others."""
-        self.nodes.remove(node)
-        self.net.kill(node.p2p)
-        await node.shutdown()
-        await node.p2p.shutdown()
-
-    async def close(self) -> None:
-        for start in range(0, len(self.nodes), _USERS):
-            batch = self.nodes[start : start + _USERS]
-            await asyncio.gather(*(node.shutdown() for node in batch))
-            await asyncio.gather(*(node.p2p.shutdown() for node in batch))
+Report = Callable[[dict[str, Any]], None]
 
 
-async def in_batches(work: Callable[[int], Awaitable[Any]], numbers: Sequence[int]) -> list[Any]:
-    """``work(number)`` for each, `_USERS` at a time."""
-    results: list[Any] = []
-    for start in range(0, len(numbers), _USERS):
-        results += await asyncio.gather(*(work(number) for number in numbers[start : start + _USERS]))
-    return results
+async def quiet(nodes: int, report: Report) -> None:
+    """A swarm in which nobody comes or goes."""
+    crowd = Crowd()
+    await crowd.grow(nodes)
+    report({"known": sum(len(node.protocol.routing_table) for node in crowd.nodes) / nodes, "joined": _cost(crowd)})
+    keys = range(KEYS_PER_NODE * nodes)
+    stored = await crowd.store(keys)
+    report({"keys": len(keys), "stored": stored, "gets": await _gets(crowd, keys, GETS), "all": _cost(crowd)})
 
 
-async def store_all(swarm: Swarm, keys: int, batch: int = 100) -> int:
-    """Store ``keys`` values in batches by nodes chosen at random; how many were accepted."""
-    until = get_dht_time() + _DAY
+async def churned(nodes: int, report: Report) -> None:
+    """Each minute so many of the nodes die, one after another, and as many join; keys that some node still holds are
+    looked for after each minute, while it goes on."""
+    crowd = Crowd()
+    await crowd.grow(nodes)
+    keys = range(KEYS_PER_NODE * nodes)
+    await crowd.store(keys)
+    for minute in range(1, CHURN_MINUTES + 1):
+        await churn(crowd, CHURN_SHARE, 60.0)
+        living = crowd.living(keys)
+        gets = await _gets(crowd, living, CHURN_GETS)
+        report({f"minute {minute}": {"living": len(living) / len(keys), "gets": gets}, "all": _cost(crowd)})
 
-    async def some(start: int) -> int:
-        names = [f"key {number}" for number in range(start, min(start + batch, keys))]
-        stored = await swarm.random.choice(swarm.nodes).store_many(names, list(range(len(names))), until)
-        return sum(stored.values())
 
-    return sum(await in_batches(some, list(range(0, keys, batch))))
+async def parted(nodes: int, report: Report) -> None:
+    """Two halves that do not reach each other, then do again."""
+    crowd = Crowd()
+    await crowd.grow(nodes)
+    count = KEYS_PER_NODE * nodes // 2
+    before, left_keys, right_keys = range(count), range(count, 2 * count), range(2 * count, 3 * count)
+    await crowd.store(before)
+    left, right = crowd.nodes[0::2], crowd.nodes[1::2]
+    with crowd.net.partition([node.peer_id for node in left], [node.peer_id for node in right]):
+        await asyncio.sleep(CUT_SECONDS)
+        await crowd.store(left_keys, by=left)
+        await crowd.store(right_keys, by=right)
+        report({"cut": await _gets(crowd, before, CHURN_GETS)})
+    await asyncio.sleep(MENDING_SECONDS)
+    for name, keys, by in (("before", before, None), ("left", left_keys, right), ("right", right_keys, left)):
+        report({name: await _gets(crowd, keys, CHURN_GETS, by=by), "all": _cost(crowd)})
 
 
-async def look_up(swarm: Swarm, wanted: Iterable[int], *, latest: bool = False) -> dict[str, float]:
-    """Get keys, each from a node chosen at random that has not seen it: shares, hops, messages, virtual seconds."""
-    loop = asyncio.get_running_loop()
+async def lied_to(nodes: int, report: Report) -> None:
+    """Some of the nodes lie: nonsense, nothing, peers that do not exist, values that nobody stored."""
+    crowd = Crowd(sealed=True)
+    await crowd.grow(nodes)
+    await corrupt(crowd, LIARS)
+    keys = range(KEYS_PER_NODE * nodes)
+    stored = await crowd.store(keys)
+    report({"stored": stored, "gets": await _gets(crowd, keys, GETS)})
+    latest = await _gets(crowd, keys, CHURN_GETS, latest=True)
+    report({"latest": latest, "all": _cost(crowd)})
 
-    async def one(number: int) -> tuple[bool, float, float, float]:
-        node = swarm.random.choice(swarm.nodes)
-        before, began = node.stats(), loop.time()
-        found = await node.get(f"key {number}", latest=latest)
-        after = node.stats()
-        return found is not None, after.hops - before.hops, after.requests - before.requests, loop.time() - began
 
-    # one at a time, so that the counts of a node are those of one get
-    results = [await one(number) for number in wanted]
-    hops, messages, seconds = (sorted(each) for each in list(zip(*results, strict=True))[1:])
+EXPERIMENTS: dict[str, Callable[[int, Report], Awaitable[None]]] = {
+    "quiet": quiet,
+    "churn": churned,
+    "partition": parted,
+    "liars": lied_to,
+}
+
+
+async def _gets(crowd: Crowd, keys: Any, count: int, **options: Any) -> dict[str, float]:
+    wanted = crowd.random.sample(keys, min(count, len(keys)))
+    return asdict(await crowd.get(wanted, **options))
+
+
+def _cost(crowd: Crowd) -> dict[str, float]:
     return {
-        "found": sum(result[0] for result in results) / len(results),
-        "hops": sum(hops) / len(hops),
-        "hops_p99": hops[int(0.99 * len(hops))],
-        "messages": sum(messages) / len(messages),
-        "seconds": sum(seconds) / len(seconds),
+        "cpu_seconds": time.process_time(),
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "requests": sum(node.counters.requests for node in crowd.nodes),
     }
 
 
-async def churn(swarm: Swarm, share: float, minutes: int) -> None:
-    """Each minute ``share`` of the nodes dies, one after the other, and as many join."""
-    size = len(swarm.nodes)
-    for _ in range(minutes):
-        doomed = swarm.random.sample(swarm.nodes, int(share * size))
-        for node in doomed:
-            await asyncio.gather(swarm.kill(node), asyncio.sleep(60 / len(doomed)))
-            if len(swarm.nodes) < size - _JOINERS:
-                await swarm.grow(size)
-        await swarm.grow(size)
+def run_one(experiment: str, nodes: int) -> None:
+    """Print the figures of one experiment as lines of JSON, each as soon as it is there. Ends the process: to end ten
+    thousand nodes one by one would take as long as to start them."""
+    # objects that live as long as the run are most: to walk through them would take a third of the time
+    gc.disable()
+
+    def report(figures: dict[str, Any]) -> None:
+        print(json.dumps(figures), flush=True)
+
+    async def main() -> None:
+        await EXPERIMENTS[experiment](nodes, report)
+        os._exit(0)
+
+    run_virtual(main)
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """One run."""
-    swarm, began = Swarm(options.seed), time.perf_counter()
-    figures: dict[str, Any] = {"nodes": options.nodes, "keys": options.keys, "log2": round(math.log2(options.nodes), 1)}
-    try:
-        await swarm.grow(options.nodes)
-        figures["joined_in"] = time.perf_counter() - began
-        swarm.net.delay(_DELAY, jitter=_JITTER)
-        accepted = await store_all(swarm, options.keys)
-        figures["stored"] = accepted / options.keys
-        sample = swarm.random.sample(range(options.keys), min(options.gets, options.keys))
-        figures |= await look_up(swarm, sample)
-        if options.churn:
-            await churn(swarm, options.churn, options.minutes)
-            kept = {key for node in swarm.nodes for key in node.protocol.storage.data}
-            numbers = [number for number in range(options.keys) if DHTID.generate(source=f"key {number}") in kept]
-            figures["kept"] = len(numbers) / options.keys
-            after = await look_up(swarm, swarm.random.sample(numbers, min(options.gets, len(numbers))), latest=True)
-            figures |= {f"churned_{name}": value for name, value in after.items()}
-        figures["known"] = sum(node.stats().known_nodes for node in swarm.nodes) / len(swarm.nodes)
-    finally:
-        await swarm.close()
-    figures["cpu_seconds"] = time.process_time()
-    figures["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def measure(experiment: str, nodes: int) -> dict[str, Any]:
+    """The figures of one experiment, from a process of its own."""
+    figures: dict[str, Any] = {"experiment": experiment, "nodes": nodes, "log2": math.log2(nodes)}
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "benchmarks.dht_scale", "--one", experiment, str(nodes)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            figures |= json.loads(line)
+            print(f"{experiment}, {nodes} nodes: {line.strip()}", flush=True)
+    if child.returncode:
+        raise SystemExit(f"{experiment} with {nodes} nodes failed")
+    figures["wall_seconds"] = time.perf_counter() - began
     return figures
 
 
 def main() -> None:
-    """Measure, and print the figures as JSON."""
+    """Run experiments, and show what is known."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nodes", type=int, default=1000)
-    parser.add_argument("--keys", type=int, default=10000)
-    parser.add_argument("--gets", type=int, default=500)
-    parser.add_argument("--churn", type=float, default=0.0, help="share of the nodes replaced in a minute")
-    parser.add_argument("--minutes", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="default: all")
+    parser.add_argument("--sizes", nargs="*", type=int, default=SIZES, help="nodes of the quiet swarms")
+    parser.add_argument("--nodes", type=int, default=1000, help="nodes in the other experiments")
+    parser.add_argument("--docs", action="store_true", help="put table and plot into the documentation")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    result: list[dict[str, Any]] = []
-
-    async def run() -> None:
-        result.append(await measure(options))
-
-    run_virtual(run)
-    print(json.dumps(result[0]))
+    if options.one is not None:
+        run_one(options.one[0], int(options.one[1]))
+    results: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    for experiment in options.only:
+        for nodes in options.sizes if experiment == "quiet" else [options.nodes]:
+            results[f"{experiment} {nodes}"] = measure(experiment, nodes)
+            RESULTS.write_text(json.dumps(results, indent=1))
+    text = table(list(results.values()))
+    print(text)
+    RESULTS.with_name("plot.svg").write_text(plot(list(results.values())))
+    if options.docs:
+        page = ROOT / DOCS_PAGE
+        page.write_text(with_table(page.read_text(), text))
+        (ROOT / DOCS_PLOT).write_text(plot(list(results.values())))
 
 
 if __name__ == "__main__":

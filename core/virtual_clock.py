@@ -7,7 +7,10 @@ error: when nothing is ready and no timer is set, nothing can ever happen again.
 from __future__ import annotations
 
 import asyncio
-import selectors
+import collections
+import contextvars
+import heapq
+import itertools
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -17,45 +20,63 @@ __all__ = ["VirtualClockLoop", "VirtualDeadlock", "run_virtual"]
 
 T = TypeVar("T")
 
+#: Seconds.
+_RESOLUTION = 1e-9
+
 
 class VirtualDeadlock(RuntimeError):
     """All tasks wait for each other."""
 
 
-class _JumpingSelector(selectors.DefaultSelector):
-    """Never waits: advances the loop's clock by the time it was asked to wait."""
-
-    def __init__(self, advance: Callable[[float], None]) -> None:
-        super().__init__()
-        self._advance = advance
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready: list[tuple[selectors.SelectorKey, int]] = []
-        # what wakes the loop from other threads is not looked at while there is something to do without it
-        if timeout is None or len(self.get_map()) > 1:
-            ready = super().select(0)
-        if not ready:
-            if timeout is None:
-                raise VirtualDeadlock("nothing is ready and no timer is set: every task waits for another")
-            self._advance(timeout)
-        return ready
-
-
 class VirtualClockLoop(asyncio.SelectorEventLoop):
-    """An event loop whose `time` starts at 0 and jumps to the next timer. No threads may call into it."""
+    """An event loop whose `time` starts at 0 and jumps to the next timer. No threads may call into it, and it serves no
+    sockets.
+
+    Swarms of thousands of peers set millions of timers: they are kept as tuples, which compare faster than handles.
+    """
 
     #: `hivemind.runtime.in_pool` runs work in place where this is true
     virtual_time = True
 
+    _ready: collections.deque[asyncio.Handle]
+    _stopping: bool
+
     def __init__(self) -> None:
         self._now = 0.0
-        super().__init__(_JumpingSelector(self._pass))
+        # (when, order, handle); those that were cancelled stay until their time comes
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._order = itertools.count()
+        super().__init__()
 
     def time(self) -> float:
         return self._now
 
-    def _pass(self, seconds: float) -> None:
-        self._now += max(0.0, seconds)
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._order), handle))
+        return handle
+
+    def _run_once(self) -> None:
+        """One turn of the loop, in place of that of `asyncio.BaseEventLoop`, which would wait for its timers."""
+        ready, timers = self._ready, self._timers
+        if not ready:
+            while timers and timers[0][2].cancelled():
+                heapq.heappop(timers)
+            if timers:
+                self._now = max(self._now, timers[0][0])
+            elif not self._stopping:
+                raise VirtualDeadlock("nothing is ready and no timer is set: every task waits for another")
+        # times that differ by rounding only are the same, as on other loops
+        while timers and timers[0][0] <= self._now + _RESOLUTION:
+            handle = heapq.heappop(timers)[2]
+            if not handle.cancelled():
+                ready.append(handle)
+        for _ in range(len(ready)):
+            each = ready.popleft()
+            if not each.cancelled():
+                each._run()
 
 
 def run_virtual(main: Callable[[], Coroutine[Any, Any, T]]) -> T:

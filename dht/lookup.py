@@ -69,15 +69,19 @@ class Lookup:
         self._depth: dict[DHTID, int] = {}
         #: answers that built on each other, at the longest
         self.hops = 0
-        # nodes that take long to answer
+        # nodes that take long to answer: so many others may be asked in their stead
         self._slow: set[DHTID] = set()
         #: nodes for each unit of distance, where the target was found to be crowded
         self.density: float | None = None
         self._agree_on_beam()
 
-    def hear(self, nodes: Iterable[Node], depth: int = 0) -> None:
+    def hear(self, nodes: Iterable[Node], depth: int = 0) -> list[DHTID]:
         """Note that somebody has named ``nodes``, after ``depth`` answers. Of two peers under one id the first
-        counts."""
+        counts.
+
+        :returns: those not heard of before
+        """
+        new: list[DHTID] = []
         for node_id, peer_id in nodes:
             if node_id in self.states or node_id == self.own_id:
                 continue
@@ -85,6 +89,8 @@ class Lookup:
             self.peers[node_id] = peer_id
             self._depth[node_id] = depth
             insort(self._by_distance, (node_id ^ self.target, node_id))
+            new.append(node_id)
+        return new
 
     def candidate(self) -> DHTID | None:
         """The nearest node in the beam that has not been asked."""
@@ -99,9 +105,8 @@ class Lookup:
         """Whether asking this node would serve this search: it is in the beam and has not been asked."""
         if self._stopped or self.states.get(node_id) is not NodeState.HEARD:
             return False
-        if len(self._by_distance) <= self._reach:
-            return True
-        return (node_id ^ self.target) <= self._by_distance[self._reach - 1][0]
+        reach = self._reach
+        return len(self._by_distance) <= reach or (node_id ^ self.target) <= self._by_distance[reach - 1][0]
 
     @property
     def _reach(self) -> int:
@@ -119,14 +124,18 @@ class Lookup:
         self.states[node_id] = NodeState.ASKED
         self._asked += 1
 
-    def answer(self, node_id: DHTID, named: Iterable[Node]) -> None:
-        """Note that the node has answered, and whom it named."""
+    def answer(self, node_id: DHTID, named: Iterable[Node]) -> list[DHTID]:
+        """Note that the node has answered, and whom it named.
+
+        :returns: those not heard of before
+        """
         self.states[node_id] = NodeState.ANSWERED
         self._slow.discard(node_id)
         depth = self._depth[node_id] + 1
         self.hops = max(self.hops, depth)
-        self.hear(named, depth)
+        new = self.hear(named, depth)
         self._agree_on_beam()
+        return new
 
     def fail(self, node_id: DHTID) -> None:
         """Note that the node has not answered: the beam reaches one farther."""
@@ -237,6 +246,11 @@ class LookupPlan:
         self._chunk_size = chunk_size
         # those that may have somebody to ask, in order of their last request, so that all advance at the same pace
         self._ready = dict(self._open)
+        # by node, those that have heard of it; left empty where there is only one
+        self._heard: dict[DHTID, list[Lookup]] = {}
+        if len(self._open) > 1:
+            for lookup in self._open.values():
+                self._note_heard(lookup, lookup.states)
         # those of which something was learnt since the last look whether they have finished
         self._changed: set[DHTID] = set(self._open)
 
@@ -257,12 +271,14 @@ class LookupPlan:
         else:
             return None
         together = [lookup]
-        if len(ready) > 1:
-            others = [other for other in ready.values() if other is not lookup and other.wants(node_id)]
+        if self._heard:
+            heard = (other for other in self._heard[node_id] if other.target in self._open)
+            others = [other for other in heard if other is not lookup and other.wants(node_id)]
             together += heapq.nsmallest(self._chunk_size - 1, others, key=lambda other: other.target ^ node_id)
         for each in together:
             each.ask(node_id)
-            ready[each.target] = ready.pop(each.target)
+            ready.pop(each.target, None)
+            ready[each.target] = each
         return Request(node_id, lookup.peers[node_id], [each.target for each in together])
 
     def answer(self, request: Request, named: Mapping[DHTID, Iterable[Node]]) -> None:
@@ -273,10 +289,16 @@ class LookupPlan:
             if lookup is None:
                 continue
             if target in named:
-                lookup.answer(request.node_id, itertools.islice(named[target], MAX_NEIGHBORS))
+                heard = lookup.answer(request.node_id, itertools.islice(named[target], MAX_NEIGHBORS))
+                if self._heard:
+                    self._note_heard(lookup, heard)
             else:
                 lookup.fail(request.node_id)
             self._ready.setdefault(target, lookup)
+
+    def _note_heard(self, lookup: Lookup, nodes: Iterable[DHTID]) -> None:
+        for node_id in nodes:
+            self._heard.setdefault(node_id, []).append(lookup)
 
     def doubt(self, request: Request) -> None:
         """Note that the answer to ``request`` takes long."""

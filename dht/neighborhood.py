@@ -141,6 +141,8 @@ class Neighborhood:
 
     def should_push(self, key: DHTID, newcomer: DHTID) -> bool:
         """See `is_due`."""
+        if self.routing_table.has_nearer(key, newcomer):
+            return False
         others = self.routing_table.get_nearest_neighbors(key, self._num_replicas, exclude=newcomer)
         return is_due(key, newcomer, self.routing_table.node_id, others, self._num_replicas)
 

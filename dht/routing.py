@@ -260,6 +260,14 @@ class RoutingTable:
         peers = self.uid_to_peer_id
         return [(node_id, peers[node_id]) for node_id in found if node_id != exclude][:k]
 
+    def has_nearer(self, query_id: DHTID, exclude: DHTID) -> bool:
+        """Whether some node other than ``exclude`` is known to be nearer to ``query_id`` than this node, as far as its
+        bucket alone tells: whoever is in the bucket of an id is nearer to it than a node outside of that."""
+        bucket = self.buckets[self.get_bucket_index(query_id)]
+        if bucket.has_in_range(self.node_id):
+            return False
+        return len(bucket.nodes_to_peer_id) > (exclude in bucket.nodes_to_peer_id)
+
     def _outward(self, query: int) -> Iterator[KBucket]:
         """The buckets by their distance from ``query``: seen from there, their ranges are disjoint intervals of
         distance. They are those of a binary tree; at each level on the way up the other half comes next."""
