@@ -2,7 +2,8 @@
 did not answer when it joined.
 
 After a partition has healed, both halves have forgotten each other; a lost peer that answers again leads this node back
-to the others, and as a newcomer it is given the records it should hold.
+to the others, and as a newcomer it is given the records it should hold. Two swarms that never knew of each other become
+one as soon as one node knows members of both: whoever meets a stranger asks it whom it knows.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ NEIGHBOR_SECONDS: Final = 60.0
 NEIGHBORS_PER_ROUND: Final = 4
 RESTLESS_SECONDS: Final = 15.0
 RESTLESS_PER_ROUND: Final = 10
+#: Nodes met through one stranger: near this node, and elsewhere.
+MET_NEARBY: Final = 8
+MET_ELSEWHERE: Final = 2
 
 
 class Maintenance:
@@ -61,6 +65,7 @@ class Maintenance:
         """One round."""
         node = self._node
         await self._ask_neighbors()
+        await self._ask_stranger()
         back = await self._try_lost_peers()
         if not len(node.protocol.routing_table) and node.initial_peers:
             back = await bootstrap(node, node.initial_peers, self._scope) or back
@@ -81,6 +86,31 @@ class Maintenance:
         else:
             silent = protocol.neighborhood.unheard(NEIGHBOR_SECONDS, NEIGHBORS_PER_ROUND)
         await asyncio.gather(*(protocol.call_ping(peer) for peer in silent))
+
+    async def _ask_stranger(self) -> None:
+        """Meet whom a node that this one had not known knows: near this node, where the holders of its records are, and
+        near some other id, so that news from another swarm gets about."""
+        protocol = self._node.protocol
+        stranger, protocol.neighborhood.stranger = protocol.neighborhood.stranger, None
+        if stranger is None:
+            return
+        node_id, peer_id = stranger
+        own = self._node.node_id
+        elsewhere = DHTID.generate(source=own.to_bytes() + node_id.to_bytes())
+        answer = await self._node.call_find(peer_id, [own, elsewhere], node_id, values=False)
+        if answer is None:
+            return
+        table = protocol.routing_table
+        near = table.get_nearest_neighbors(own, protocol.bucket_size)
+        farthest = near[-1][0] ^ own if len(near) == protocol.bucket_size else DHTID.MAX
+        unknown = {
+            target: [each for each in sorted(named, key=target.__xor__) if each not in table]
+            for target, (_, named) in answer.items()
+        }
+        nearby = [answer[own][1][each] for each in unknown[own] if each ^ own < farthest]
+        others = [answer[elsewhere][1][each] for each in unknown[elsewhere]]
+        met = dict.fromkeys(nearby[:MET_NEARBY] + others[:MET_ELSEWHERE])
+        await asyncio.gather(*(protocol.call_ping(peer) for peer in met))
 
     async def _try_lost_peers(self) -> bool:
         """

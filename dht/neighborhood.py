@@ -73,6 +73,8 @@ class Neighborhood:
         #: when each member of the table was last heard of, by the clock of the loop
         self._heard: dict[DHTID, float] = {}
         self._last_loss = -math.inf
+        #: the node heard of last of which this one did not know
+        self.stranger: tuple[DHTID, PeerID] | None = None
 
     def seen(self, node_id: DHTID, peer_id: PeerID) -> None:
         """A node has called, or has answered."""
@@ -82,6 +84,7 @@ class Neighborhood:
         if table.touch(node_id, peer_id):
             self._heard[node_id] = asyncio.get_running_loop().time()
             return
+        self.stranger = (node_id, peer_id)
         oldest = table.add_or_update_node(node_id, peer_id)
         if oldest is not None:
             self._scope.start(self._ping(oldest[1]), name="ping of the member longest unseen")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -91,27 +92,27 @@ class Crowd:
         """Add nodes until there are ``count``."""
         while len(self.nodes) < count:
             joiners = max(1, min(JOINERS, int(JOINING_SHARE * len(self.nodes))))
-            self.nodes += await asyncio.gather(*(self._node() for _ in range(min(joiners, count - len(self.nodes)))))
+            await asyncio.gather(*(self.join() for _ in range(min(joiners, count - len(self.nodes)))))
 
-    async def _node(self) -> DHTNode:
+    async def join(self, through: Sequence[DHTNode] | None = None) -> None:
+        """Add a node that joins through these, by default through one chosen at random."""
         number, self._made = self._made, self._made + 1
-        through = self.random.choice(self.nodes) if self.nodes else None
-        addresses = await through.get_visible_maddrs() if through is not None else None
+        if through is None:
+            through = [self.random.choice(self.nodes)] if self.nodes else []
+        addresses = [address for other in through for address in await other.get_visible_maddrs()]
         validator = CompositeValidator([Seal()]) if self._sealed else None
         node_id = DHTID.generate(source=f"node {number}")
         p2p = await self.net.create_p2p()
-        return await DHTNode.create(p2p, node_id, addresses, record_validator=validator, **self._options)
+        self.nodes.append(await DHTNode.create(p2p, node_id, addresses, record_validator=validator, **self._options))
 
-    async def kill(self, node: DHTNode) -> None:
+    def kill(self, node: DHTNode) -> None:
         """End a node without a word to others."""
         self.nodes.remove(node)
         self.net.kill(node.p2p)
-        await _end(node)
 
-    async def close(self) -> None:
-        """End all."""
-        for start in range(0, len(self.nodes), USERS):
-            await asyncio.gather(*(_end(node) for node in self.nodes[start : start + USERS]))
+    async def close(self, *others: Iterable[DHTNode]) -> None:
+        """End all, and ``others``."""
+        await in_turn(_end, [*self.nodes, *itertools.chain(*others)])
 
     async def store(self, numbers: Sequence[int], by: Sequence[DHTNode] | None = None) -> float:
         """Store the keys of ``numbers``, some together, each time by a node chosen at random of ``by``.
@@ -191,14 +192,9 @@ async def churn(crowd: Crowd, share: float, seconds: float) -> None:
         for number in range(deaths):
             await asyncio.sleep(max(0.0, began + (number + 1) * seconds / deaths - loop.time()))
             victim = crowd.random.choice(crowd.nodes)
-            crowd.nodes.remove(victim)
-            crowd.net.kill(victim.p2p)
+            crowd.kill(victim)
             group.create_task(_end(victim))
-            group.create_task(_replace(crowd))
-
-
-async def _replace(crowd: Crowd) -> None:
-    crowd.nodes.append(await crowd._node())
+            group.create_task(crowd.join())
 
 
 Lie = Callable[[dht_pb2.FindRequest, dht_pb2.NodeInfo, random.Random], bytes]
