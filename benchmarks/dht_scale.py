@@ -51,8 +51,8 @@ async def quiet(nodes: int, report: Report) -> None:
 
 
 async def churned(nodes: int, report: Report) -> None:
-    """Each minute so many of the nodes die, one after another, and as many join; keys that some node still holds are
-    looked for after each minute, while it goes on."""
+    """Each minute so many of the nodes die, one after another, and as many join; after each minute, at once, keys that
+    some node still holds are looked for."""
     crowd = Crowd()
     await crowd.grow(nodes)
     keys = range(KEYS_PER_NODE * nodes)
@@ -118,7 +118,7 @@ def _cost(crowd: Crowd) -> dict[str, float]:
 def run_one(experiment: str, nodes: int) -> None:
     """Print the figures of one experiment as lines of JSON, each as soon as it is there. Ends the process: to end ten
     thousand nodes one by one would take as long as to start them."""
-    # objects that live as long as the run are most: to walk through them would take a third of the time
+    # most objects live as long as the run: to walk through them again and again takes time for nothing
     gc.disable()
 
     def report(figures: dict[str, Any]) -> None:
