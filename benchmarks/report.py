@@ -23,14 +23,18 @@ UNITS: dict[str, Callable[[float], str]] = {
     "B": _bytes,
     "B/s": lambda value: f"{value / 1e6:.0f} MB/s",
     "/s": lambda value: f"{value:.0f} /s",
+    "copies": lambda value: f"{value:.0%}",
+    "error": lambda value: f"{value:.5f}",
 }
+#: Those that are better when greater. "copies" is a rate in relation to that of copying memory.
+RATES = ("B/s", "/s", "copies")
 
 
 @dataclass
 class Line:
     """One line of the table.
 
-    :param unit: of all figures, one of `UNITS`; those that are no rates are better when smaller
+    :param unit: of all figures, one of `UNITS`; those that are none of `RATES` are better when smaller
     :param sides: the figures of each side, one a round
     """
 
@@ -45,7 +49,7 @@ class Line:
     def ratios(self, other: str) -> list[float]:
         """How much better this library is than the other side, by round."""
         pairs = zip(self.sides.get(OURS, ()), self.sides.get(other, ()), strict=False)
-        if self.unit.endswith("/s"):
+        if self.unit in RATES:
             return [ours / theirs for ours, theirs in pairs]
         return [theirs / ours for ours, theirs in pairs]
 

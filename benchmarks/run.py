@@ -27,7 +27,19 @@ from report import LEGACY, OURS, RAW, Line, table
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-WORKLOADS = ("startup", "idle", "records", "swarm", "calls", "streams", "relayed", "crowd", "rounds", "experts")
+WORKLOADS = (
+    "startup",
+    "idle",
+    "records",
+    "swarm",
+    "calls",
+    "streams",
+    "relayed",
+    "crowd",
+    "rounds",
+    "experts",
+    "tensors",
+)
 #: Those that `p2pbench` has as well.
 CEILINGS = ("calls", "streams")
 RUN_SECONDS = 900.0  # one workload on one side; typical is 5 to 60

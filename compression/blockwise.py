@@ -10,7 +10,7 @@ import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
 from hivemind.compression.buffers import Buffer, from_buffer, to_buffer
-from hivemind.compression.chunks import Spans, walk
+from hivemind.compression.chunks import Spans, span_of, walk
 from hivemind.compression.codebook import (
     CODES,
     FINITE_CODES,
@@ -145,16 +145,21 @@ def _encode_blocks(values: torch.Tensor, nearest: torch.Tensor, scales: torch.Te
     length = len(values)
 
     def encode(spans: Spans) -> None:
+        singles, works, halves, wholes = (
+            torch.empty(min(len(scales), span_of(values.device, BLOCK)) * BLOCK, dtype=dtype, device=values.device)
+            for dtype in (torch.float32, torch.float32, torch.float16, torch.int32)
+        )
         for first, last in spans:
-            start, stop = first * BLOCK, min(last * BLOCK, length)
-            span = torch.nn.functional.pad(values[start:stop].to(torch.float32), (0, last * BLOCK - stop))
-            rows = span.view(-1, BLOCK)
-            largest = rows.abs().amax(dim=1, keepdim=True)
-            largest[largest == 0] = 1  # so that fractions of it are finite
-            scales[first:last, None] = largest
+            start, stop, whole = first * BLOCK, min(last * BLOCK, length), (last - first) * BLOCK
+            single, work, half = (each[:whole].view(-1, BLOCK) for each in (singles, works, halves))
+            singles[: stop - start] = values[start:stop]
+            singles[stop - start : whole] = 0
+            largest = torch.amax(torch.abs(single, out=work), dim=1, out=scales[first:last])
+            largest.masked_fill_(largest == 0, 1)  # so that fractions of it are finite
             # a float16 has digits enough to tell codes apart, and few enough for a table of all its patterns
-            patterns = rows.div(largest).to(torch.float16).view(torch.uint16).view(-1)[: stop - start]
-            indices[start:stop] = torch.index_select(nearest, 0, patterns.to(torch.int32))
+            half.copy_(torch.div(single, largest[:, None], out=work))
+            patterns = wholes[: stop - start].copy_(halves[: stop - start].view(torch.uint16))
+            torch.index_select(nearest, 0, patterns, out=indices[start:stop])
 
     walk(encode, len(scales), values.device, unit=BLOCK)
 

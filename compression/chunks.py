@@ -16,7 +16,7 @@ import torch
 
 from hivemind.runtime import share_with_pool
 
-__all__ = ["CPU_SPAN", "Spans", "span_of", "spans_in", "walk"]
+__all__ = ["CPU_SPAN", "Spans", "scratch_for", "span_of", "spans_in", "walk"]
 
 #: Elements of a span on a CPU: below the 2**15 from which torch uses several threads, and a multiple of 4096.
 CPU_SPAN = 7 * 4096
@@ -56,6 +56,12 @@ def span_of(device: torch.device, unit: int = 1) -> int:
 def spans_in(length: int, device: torch.device, unit: int = 1) -> int:
     """How many spans `walk` makes of ``length`` items."""
     return -(-length // span_of(device, unit))
+
+
+def scratch_for(values: torch.Tensor, *dtypes: torch.dtype) -> list[torch.Tensor]:
+    """Memory for a span of ``values`` in each dtype: taken once in each thread, it stays in the core's cache."""
+    length = min(len(values), span_of(values.device))
+    return [torch.empty(length, dtype=dtype, device=values.device) for dtype in dtypes]
 
 
 def walk(

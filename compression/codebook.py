@@ -27,6 +27,7 @@ __all__ = [
     "FLOATS",
     "CodebookCodec",
     "Indices",
+    "add_by_index",
     "check_count",
     "indices_in",
     "mark_non_finite",
@@ -146,6 +147,14 @@ def indices_in(buffer: memoryview, count: int, device: torch.device) -> Indices:
     if count < CODES and len(indices) and int(indices.max()) >= count:
         raise SerializationError(f"index {int(indices.max())} into a codebook of {count} codes")
     return indices
+
+
+def add_by_index(sums: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
+    """``sums[index] += value`` for all pairs, in float64; ``indices`` are whole numbers of 32 bits."""
+    if sums.device.type == "cpu":
+        sums.scatter_add_(0, indices.long(), values.double())
+    else:  # where thousands of threads would wait for one of 256 sums
+        sums += torch.bincount(indices, values.double(), minlength=len(sums))
 
 
 def take(codebook: torch.Tensor, indices: Indices, out: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
 from hivemind.compression.buffers import Buffer, from_buffer, to_buffer
-from hivemind.compression.chunks import CPU_SPAN, Spans, walk
+from hivemind.compression.chunks import CPU_SPAN, Spans, scratch_for, walk
 from hivemind.compression.moments import moments
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
@@ -42,10 +42,11 @@ class Float16Compression(BufferCodec):
         half = torch.empty_like(values, dtype=torch.float16)
 
         def encode(spans: Spans) -> None:
+            (scratch,) = scratch_for(values, torch.float32)
             for start, stop in spans:
                 # via float32, as the wire format asks: float64 is rounded twice
-                single = values[start:stop].to(torch.float32)
-                half[start:stop] = single.clamp(-FP16_MAX, FP16_MAX)
+                single = scratch[: stop - start].copy_(values[start:stop])
+                half[start:stop] = single.clamp_(-FP16_MAX, FP16_MAX)
 
         walk(encode, len(values), values.device)
         return header, to_buffer(half)
@@ -191,8 +192,9 @@ def _normalise_long(row: torch.Tensor, half: torch.Tensor, scales: torch.Tensor)
     scales[0], scales[1] = mean, std
 
     def encode(spans: Spans) -> None:
+        (scratch,) = scratch_for(row, torch.float32)
         for start, stop in spans:
-            centered = row[start:stop].to(torch.float32) - mean
+            centered = torch.sub(row[start:stop].to(torch.float32), mean, out=scratch[: stop - start])
             half[start:stop] = centered.div_(std).clamp_(-FP16_MAX, FP16_MAX)
 
     walk(encode, len(row), row.device)

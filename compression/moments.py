@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from hivemind.compression.chunks import Spans, span_of, spans_in, walk
+from hivemind.compression.chunks import Spans, scratch_for, span_of, spans_in, walk
 
 __all__ = ["moments"]
 
@@ -26,10 +26,11 @@ def moments(values: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[f
     means, squares = [0.0] * spans_in(length, device), [0.0] * spans_in(length, device)
 
     def add(spans: Spans) -> None:
+        (scratch,) = scratch_for(values, dtype)
         for start, stop in spans:
             span = values[start:stop].to(dtype)
             means[start // step] = mean = float(span.sum()) / len(span)
-            centered = span - mean
+            centered = torch.sub(span, mean, out=scratch[: len(span)])
             squares[start // step] = float(torch.dot(centered, centered))
 
     walk(add, length, device)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from hivemind.compression.base import rounding
-from hivemind.compression.chunks import Spans, span_of, spans_in, walk
-from hivemind.compression.codebook import CODES, CodebookCodec
+from hivemind.compression.chunks import Spans, scratch_for, span_of, spans_in, walk
+from hivemind.compression.codebook import CODES, CodebookCodec, add_by_index
 from hivemind.compression.moments import moments
 from hivemind.proto import runtime_pb2
 
@@ -36,15 +36,20 @@ class Uniform8BitQuantization(CodebookCodec):
             work, (mean, sigma) = torch.float64, moments(values, torch.float64)
         scale = CODES / (_SIGMAS * sigma) if sigma else 0.0
         offset = torch.tensor(CODES // 2 - mean * scale, dtype=work, device=values.device)
-        spans_count, step = spans_in(len(values), values.device), span_of(values.device)
-        sums = torch.empty(spans_count, CODES, dtype=torch.float64, device=values.device)
-        counts = torch.empty(spans_count, CODES, dtype=torch.int64, device=values.device)
+        sums, counts = (
+            torch.zeros(spans_in(len(values), values.device), CODES, dtype=dtype, device=values.device)
+            for dtype in (torch.float64, torch.int64)
+        )
+        step = span_of(values.device)
 
         def assign(spans: Spans) -> None:
+            scratch = scratch_for(values, work, torch.int32)
             for start, stop in spans:
                 span, chosen = values[start:stop].to(work), indices[start:stop]
-                chosen.copy_(torch.add(offset, span, alpha=scale).clamp_(0, codes - 1).round_())
-                sums[start // step] = torch.bincount(chosen, span.double(), minlength=CODES)
+                places, whole = (each[: len(span)] for each in scratch)
+                torch.add(offset, span, alpha=scale, out=places).clamp_(0, codes - 1).round_()
+                chosen.copy_(whole.copy_(places))  # float to byte at once takes twice as long
+                add_by_index(sums[start // step], whole, span)
                 counts[start // step] = torch.bincount(chosen, minlength=CODES)
 
         walk(assign, len(values), values.device)
