@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from hivemind.averaging import DecentralizedAverager
-from hivemind.compression import Float16Compression, NoCompression
+from hivemind.compression import BlockwiseQuantization, Float16Compression, NoCompression
 from hivemind.utils import get_dht_time
 from tests.compat.nodes import LegacyNode, OurNode
 from tests.compat.packing import pack_tensor, unpack_tensor
@@ -20,7 +20,7 @@ from tests.support.legacy import LegacyFault
 STEP_SECONDS = 60.0  # the deadline that every round gets; typical is below 1
 GRACE_SECONDS = 30.0  # a member that is this late after its own deadline hangs
 
-COMPRESSIONS = {"NONE": NoCompression, "FLOAT16": Float16Compression}
+COMPRESSIONS = {"NONE": NoCompression, "FLOAT16": Float16Compression, "BLOCKWISE_8BIT": BlockwiseQuantization}
 
 
 class Averager(Protocol):

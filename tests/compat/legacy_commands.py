@@ -16,7 +16,13 @@ from pydantic.v1 import BaseModel, StrictFloat
 
 import hivemind
 from hivemind.averaging.averager import DecentralizedAverager
-from hivemind.compression import Float16Compression, NoCompression, deserialize_torch_tensor, serialize_torch_tensor
+from hivemind.compression import (
+    BlockwiseQuantization,
+    Float16Compression,
+    NoCompression,
+    deserialize_torch_tensor,
+    serialize_torch_tensor,
+)
 from hivemind.dht import DHT, DHTID, DHTNode
 from hivemind.dht.crypto import RSASignatureValidator
 from hivemind.dht.schema import SchemaValidator
@@ -33,7 +39,7 @@ from tests.compat.packing import pack_tensor, unpack_tensor
 from tests.support import nat_lab
 
 LOCAL: dict[str, Any] = {"host_maddrs": ["/ip4/127.0.0.1/tcp/0"], "nat_port_map": False, "auto_nat": False}
-COMPRESSIONS = {"NONE": NoCompression, "FLOAT16": Float16Compression}
+COMPRESSIONS = {"NONE": NoCompression, "FLOAT16": Float16Compression, "BLOCKWISE_8BIT": BlockwiseQuantization}
 
 
 class Schema(BaseModel):

@@ -71,6 +71,12 @@ def test_two_peers_with_float16(legacy: LegacyPeers, leader: Kind) -> None:
     run_round(legacy, [leader, other(leader)], [1.0, 1.0], compression="FLOAT16", tolerance=4e-3)
 
 
+@repeat_on_legacy_fault
+def test_two_peers_with_8_bits(legacy: LegacyPeers) -> None:
+    """The codec of 8 bits with which 1.1.12 carries the empty tensor as well; a percent of the largest value of 5."""
+    run_round(legacy, ["ours", "legacy"], [1.0, 1.0], compression="BLOCKWISE_8BIT", tolerance=0.1)
+
+
 @pytest.mark.parametrize("kinds", [["ours", "legacy", "ours"], ["legacy", "ours", "legacy"]], ids="-".join)
 @repeat_on_legacy_fault
 def test_three_peers(legacy: LegacyPeers, kinds: list[Kind]) -> None:

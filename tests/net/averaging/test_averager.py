@@ -19,7 +19,7 @@ import torch
 
 from hivemind.averaging import AveragingMode, AveragingStage, DecentralizedAverager
 from hivemind.clock import get_dht_time
-from hivemind.compression import Float16Compression
+from hivemind.compression import Float16Compression, Uniform8BitQuantization
 from hivemind.dht import DHT
 from hivemind.errors import AllreduceException, ConfigError, HivemindError, P2PDaemonError, RuntimeClosedError
 from hivemind.runtime import get_runtime
@@ -84,6 +84,12 @@ def test_four_peers_average(stack: ExitStack, dhts: list[DHT]) -> None:
     assert set(report.members) == set(results[0])
     assert averagers[0].last_updated <= get_dht_time()
     assert all(averager.last_updated > get_dht_time() - 120 for averager in averagers)
+
+
+def test_a_round_of_8_bits(stack: ExitStack, dhts: list[DHT]) -> None:
+    averagers = [make(stack, dht, number, compression=Uniform8BitQuantization()) for number, dht in enumerate(dhts[:2])]
+    step_all(averagers, known_peers=2)
+    assert all(values(averager) == {0.5} for averager in averagers)  # constants lose nothing
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -12,7 +12,14 @@ import torch
 from hivemind.averaging.allreduce import AllReduceResult
 from hivemind.averaging.modes import AveragingMode
 from hivemind.clock import monotonic
-from hivemind.compression import CompressionBase, Float16Compression, NoCompression, SizeAdaptiveCompression
+from hivemind.compression import (
+    BufferCodec,
+    CompressionBase,
+    Float16Compression,
+    NoCompression,
+    SizeAdaptiveCompression,
+    known_codecs,
+)
 from hivemind.p2p import MemoryNetwork
 from hivemind.virtual_clock import run_virtual
 from tests.support.rounds import Member, members, run_all
@@ -114,6 +121,24 @@ def test_compression(compression: CompressionBase, atol: float) -> None:
             peers = [member.peer_id for member in group]
             results = await run_all([member.join(peers, [1] * 4, compression=compression) for member in group])
             check_mean(results, expected_mean(group, [1.0] * 4), atol=atol)
+
+    run_virtual(main)
+
+
+@pytest.mark.parametrize("codec", known_codecs(), ids=lambda codec: type(codec).__name__)
+def test_every_codec(codec: BufferCodec) -> None:
+    """What is lost is what two passes through the codec lose: of the own part, and of the answer to it."""
+
+    async def main() -> None:
+        async with members(MemoryNetwork(), 3, [(9000,), (70, 3)]) as group:
+            peers = [member.peer_id for member in group]
+            runners = [member.join(peers, [1, 1, 1], compression=codec, part_size_bytes=2**13) for member in group]
+            results = await run_all(runners)
+            check_mean(results, expected_mean(group, [1.0] * 3), atol=1.5)  # quantiles, and values far out
+            for result in results:
+                assert isinstance(result, AllReduceResult)
+                for averaged, mean in zip(result.averaged, expected_mean(group, [1.0] * 3), strict=True):
+                    assert np.abs(averaged.double().numpy() - mean).mean() < 0.025
 
     run_virtual(main)
 
