@@ -148,12 +148,15 @@ proto-check: $(PROTO) ## Whether the generated messages are fresh
 
 ## Tests
 
-.PHONY: unit sim net nat compat docs go fuzz soak
+.PHONY: unit sim gpu net nat compat docs go fuzz soak
 unit: $(PACKAGE) ## Pure parts, golden bytes, the shape of the code
 	@$(PYTEST) $(REPORT) tests/unit tests/test_shape.py $(ARGS)
 
 sim: $(PACKAGE) ## Swarms on the memory network, in virtual time
 	@$(PYTEST) $(REPORT) tests/sim $(ARGS)
+
+gpu: $(PACKAGE) ## What runs on a GPU (skipped where torch has none)
+	@$(PYTEST) $(REPORT) tests/gpu $(ARGS)
 
 net: env ## Real daemons on loopback
 	@$(PYTEST) $(REPORT) tests/net $(ARGS)
