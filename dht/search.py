@@ -21,25 +21,34 @@ Answer = Mapping[DHTID, Iterable[Node]] | None
 
 
 class Patience:
-    """How long a request may take before another node is asked as well: some round trips of late."""
-
-    _ROUND_TRIPS = 3.0
-    _WEIGHT = 0.1
+    """How long a request may take before another node is asked as well: what is usual and four times the deviation from
+    that, as TCP's retransmission timer has it (RFC 6298), doubled each time that it was too short."""
 
     def __init__(self) -> None:
-        self._round_trip: float | None = None
+        self._usual: float | None = None
+        self._deviation = 0.0
+        self._doublings = 0
 
     def note(self, seconds: float) -> None:
         """A request was answered after so long."""
-        if self._round_trip is None:
-            self._round_trip = seconds
-        self._round_trip += self._WEIGHT * (seconds - self._round_trip)
+        self._doublings = 0
+        if self._usual is None:
+            self._usual, self._deviation = seconds, seconds / 2
+            return
+        self._deviation += (abs(seconds - self._usual) - self._deviation) / 4
+        self._usual += (seconds - self._usual) / 8
+
+    def note_overdue(self) -> None:
+        """A request has taken longer than this."""
+        self._doublings += 1
 
     @property
     def seconds(self) -> float:
         """Seconds to wait."""
-        usual = self._ROUND_TRIPS * (self._round_trip if self._round_trip is not None else _MOST_PATIENCE)
-        return min(max(usual, _LEAST_PATIENCE), _MOST_PATIENCE)
+        if self._usual is None:
+            return _MOST_PATIENCE
+        usual = max(self._usual + 4 * self._deviation, _LEAST_PATIENCE)
+        return min(usual * 2.0 ** min(self._doublings, 16), _MOST_PATIENCE)
 
 
 async def run_lookups(
@@ -57,13 +66,13 @@ async def run_lookups(
 
     Requests under way at a time: ``num_workers`` at first, and one more with each answer up to the width of the beam,
     so that a search that gets on well takes few round trips and one among dead nodes stays small. A request that takes
-    longer than ``patience`` is waited for, but others are sent as if it had ended: slow nodes cost little time.
+    longer than ``patience`` is waited for, but another is sent as if it had ended: slow nodes cost little time.
 
     :param ask: sends one request; what it raises ends the search
     :param on_finished: called as soon as a lookup has finished; at the latest when the deadline passes
     :param num_workers: requests under way at first
     :param chunk_size: ids in one request
-    :param one_first: ask one node alone at first: its answer may be all that is needed
+    :param one_first: begin with one request, whatever ``num_workers`` says: its answer may be all that is needed
     """
     lookups = list(lookups)
     run = _Run(LookupPlan(lookups, chunk_size), ask, on_finished, num_workers, patience)
@@ -129,12 +138,12 @@ class _Run:
         finally:
             overdue.cancel()
         if answer is None:
+            self.window = max(self.window, self.workers)
             self._plan.fail(request)
         else:
             self._patience.note(loop.time() - began)
             self.window = max(self.window, min(self.window + 1, self.widest))
             self._plan.answer(request, answer)
-        self.window = max(self.window, self.workers)
         self._forget(task)
         self._settle()
         self._pump(group)
@@ -142,9 +151,9 @@ class _Run:
     def _overdue(self, request: Request, task: asyncio.Task[None], group: asyncio.TaskGroup) -> None:
         if task.cancelling():
             return  # the search ends
+        self._patience.note_overdue()
         self._plan.doubt(request)
         self._prompt.discard(task)
-        self.window = max(self.window, self.workers)
         self._pump(group)
 
     def _settle(self) -> None:
