@@ -8,13 +8,14 @@ kept.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hivemind.errors import ConfigError
 from hivemind.moe.uid import UID_DELIMITER, Coordinate, ExpertInfo, ExpertPrefix, Score, check_prefix
 
-__all__ = ["BeamSearch", "Branch", "Successors", "check_grid"]
+__all__ = ["BeamSearch", "Branch", "Successors", "check_grid", "live_below"]
 
 #: What lives right below a prefix: by coordinate, some expert there. Of a full name: itself, as coordinate 0.
 Successors = Mapping[Coordinate, ExpertInfo]
@@ -43,6 +44,37 @@ def check_grid(uid_prefix: ExpertPrefix, grid_size: Sequence[int]) -> tuple[Expe
     return uid_prefix, sizes
 
 
+def live_below(
+    key: str,
+    successors: Successors,
+    uid_prefix: ExpertPrefix,
+    grid_size: Sequence[int],
+    usable: Callable[[ExpertInfo], bool],
+) -> Successors:
+    """What of a record counts: of others, it is only as good as their word.
+
+    :param key: prefix, or name in a grid with one axis, under which it was found
+    :param usable: whether an expert may be asked now
+    """
+    axis = key.count(UID_DELIMITER) - uid_prefix.count(UID_DELIMITER)
+    if len(grid_size) == 1:
+        return {place: expert for place, expert in successors.items() if expert.uid == key and usable(expert)}
+
+    def counts(place: Coordinate, expert: ExpertInfo) -> bool:
+        if not 0 <= place < grid_size[axis]:
+            return False
+        below = f"{key}{place}"
+        is_last = axis + 1 == len(grid_size)
+        is_below = expert.uid == below if is_last else expert.uid.startswith(below + UID_DELIMITER)
+        return is_below and (not is_last or usable(expert))
+
+    return {place: expert for place, expert in successors.items() if counts(place, expert)}
+
+
+def _by_score(found: tuple[Score, ExpertInfo]) -> Score:
+    return found[0]
+
+
 @dataclass
 class _Level:
     """The branches that might be kept on one axis, best first, as far as they were looked at."""
@@ -66,7 +98,6 @@ class BeamSearch:
     :param uid_prefix: name of the grid, with its dot
     :param grid_scores: for each axis a score for each coordinate; more is better
     :param beam_size: how many branches are kept on each axis, and how many experts are given at most
-    :param usable: experts that are passed over are those for which this is false
     :param first_axis_only: end there, see `kept`
     """
 
@@ -75,13 +106,11 @@ class BeamSearch:
         uid_prefix: ExpertPrefix,
         grid_scores: Sequence[Sequence[Score]],
         beam_size: int,
-        usable: Callable[[ExpertInfo], bool] = lambda _: True,
         *,
         first_axis_only: bool = False,
     ) -> None:
         self._scores = grid_scores
         self._beam_size = beam_size
-        self._usable = usable
         self._first_axis_only = first_axis_only
         self._axis = 0
         # with one axis the experts themselves are looked up, with more the branches that begin with a coordinate
@@ -103,28 +132,14 @@ class BeamSearch:
         return [key for _, key in self._wanted]
 
     def feed(self, found: Mapping[str, Successors]) -> None:
-        """Go on with what lives below each of `wanted`; nothing for one that is not there."""
+        """Go on with what lives below each of `wanted`, see `live_below`; nothing for one that is not there."""
         self._level.looked_at += len(self._wanted)
         for score, key in self._wanted:
-            successors = {
-                place: expert
-                for place, expert in found.get(key, {}).items()
-                if self._is_below(key, place, expert) and self._usable(expert)
-            }
+            successors = found.get(key, {})
             if successors and len(self._level.kept) < self._beam_size:
                 self._level.kept.append(Branch(score, key, successors))
         self._wanted = self._level.next_chunk(self._beam_size)
         self._advance()
-
-    def _is_below(self, key: str, place: Coordinate, expert: ExpertInfo) -> bool:
-        """Whether a record says what it may say: of others, it is only as good as their word."""
-        if self.of_full_names:
-            return expert.uid == key
-        if not 0 <= place < len(self._scores[self._axis + 1]):
-            return False
-        below = f"{key}{place}"
-        is_last = self._axis + 2 == len(self._scores)
-        return expert.uid == below if is_last else expert.uid.startswith(below + UID_DELIMITER)
 
     def _advance(self) -> None:
         """While nothing more is wanted on this axis, go on to the next one."""
@@ -139,13 +154,12 @@ class BeamSearch:
             self._axis += 1
             scores = self._scores[self._axis]
             if self._axis + 1 == len(self._scores) or not kept:
-                experts = [
+                experts = (
                     (branch.score + scores[place], expert)
                     for branch in kept
                     for place, expert in branch.successors.items()
-                ]
-                experts.sort(key=lambda found: -found[0])
-                self._best = experts[: self._beam_size]
+                )
+                self._best = heapq.nlargest(self._beam_size, experts, key=_by_score)
                 return
             candidates = [
                 (branch.score + scores[place], f"{branch.prefix}{place}{UID_DELIMITER}")

@@ -12,7 +12,7 @@ from hivemind.config import check_count
 from hivemind.dht import DHT, DHTNode
 from hivemind.errors import ConfigError, HivemindError
 from hivemind.log import get_logger
-from hivemind.moe.client.beam import BeamSearch, Successors, check_grid
+from hivemind.moe.client.beam import BeamSearch, Successors, check_grid, live_below
 from hivemind.moe.client.config import SearchOptions
 from hivemind.moe.client.expert import RemoteExpert
 from hivemind.moe.declare import read_entry, read_owner
@@ -148,7 +148,7 @@ class MoEBeamSearcher:
         """
 
         def begin() -> list[BeamSearch]:
-            return [BeamSearch(self.uid_prefix, scores, beam_size, usable) for scores in samples]
+            return [BeamSearch(self.uid_prefix, scores, beam_size) for scores in samples]
 
         def step(known: dict[str, Successors]) -> None:
             for search in searches:
@@ -159,19 +159,23 @@ class MoEBeamSearcher:
         searches: list[BeamSearch] = await aside(begin)
         known: dict[str, Successors] = {}
         while wanted := {key for search in searches for key in search.wanted} - known.keys():
-            known.update(await self._look_up(node, sorted(wanted)))
+            known.update(await self._look_up(node, sorted(wanted), usable))
             await aside(step, known)
         return [search.best for search in searches]
 
     # -- records -------------------------------------------------------------------------------------------------------
 
-    async def _look_up(self, node: DHTNode, keys: Sequence[str]) -> dict[str, Successors]:
+    async def _look_up(
+        self, node: DHTNode, keys: Sequence[str], usable: Callable[[ExpertInfo], bool] = lambda _: True
+    ) -> dict[str, Successors]:
         found = await node.get_many(keys, num_workers=self.options.num_workers)
         if len(self.grid_size) == 1:
             owners = {key: read_owner(record) for key, record in found.items()}
-            return {key: {} if peer is None else {0: ExpertInfo(key, peer)} for key, peer in owners.items()}
-        self._note_absent(key for key in keys if found[key] is None)
-        return {key: _successors(record) for key, record in found.items()}
+            below = {key: {} if peer is None else {0: ExpertInfo(key, peer)} for key, peer in owners.items()}
+        else:
+            self._note_absent(key for key in keys if found[key] is None)
+            below = {key: _successors(record) for key, record in found.items()}
+        return {key: live_below(key, each, self.uid_prefix, self.grid_size, usable) for key, each in below.items()}
 
     def _note_absent(self, prefixes: Iterable[ExpertPrefix]) -> None:
         """Have the DHT remember, in the background, that nothing was declared there."""

@@ -15,7 +15,7 @@ import torch
 
 from hivemind.aio import with_deadline
 from hivemind.clock import Deadline
-from hivemind.errors import P2PHandlerError, PeerBusy, SerializationError, ServerBusy
+from hivemind.errors import HivemindError, P2PHandlerError, PeerBusy, SerializationError, ServerBusy, UnknownExpert
 from hivemind.moe.client.schema import flat_schema
 from hivemind.moe.messages import (
     ExpertSchema,
@@ -53,7 +53,7 @@ async def fetch_schema(uid: str, stub: StubBase, deadline: Deadline) -> ExpertSc
     try:
         schema = read_schema(await stub.rpc_info(request, timeout=deadline.timeout()))
     except P2PHandlerError as error:
-        raise named_error(error) from error
+        raise _told(error, uid) from error
     if not flat_schema(schema["forward_schema"]) or not flat_schema(schema["outputs_schema"]):
         raise SerializationError(f"expert {uid}: a schema without inputs, or without outputs")
     return schema
@@ -123,7 +123,7 @@ async def exchange(
                 return await _in_one_message(stub, method, uid, tensors, deadline)
             return await with_deadline(_as_stream(stub, method, uid, tensors, max_bytes), deadline, f"expert {uid}")
         except P2PHandlerError as error:
-            told = named_error(error)
+            told = _told(error, uid)
             if not isinstance(told, ServerBusy):
                 raise told from error
             busy: PeerBusy = told
@@ -136,6 +136,12 @@ async def exchange(
         if wait >= deadline.remaining():
             raise busy
         await asyncio.sleep(wait)
+
+
+def _told(error: P2PHandlerError, uid: str) -> HivemindError:
+    """What the server says, by its name; hivemind 1.1 says no more of an unknown expert than its uid."""
+    told = named_error(error)
+    return UnknownExpert(f"the server has no expert {uid}") if isinstance(told, UnknownExpert) else told
 
 
 async def _in_one_message(

@@ -150,12 +150,12 @@ class RemoteMixtureOfExperts(nn.Module):
         :returns: shape ``[batch, most experts of a sample]``, minus infinity where a sample has fewer
         """
         width = max(map(len, batch_experts), default=0)
-        places = torch.zeros((len(batch_experts), width, len(grid_scores)), dtype=torch.int64)
-        is_there = torch.zeros((len(batch_experts), width), dtype=torch.bool)
-        for row, experts in enumerate(batch_experts):
-            for slot, expert in enumerate(experts):
-                places[row, slot] = torch.tensor(self.places_of(expert.uid))
-                is_there[row, slot] = True
+        nowhere = [0] * len(grid_scores)
+        known = {expert.uid: self.places_of(expert.uid) for experts in batch_experts for expert in experts}
+        rows = [[known[expert.uid] for expert in experts] for experts in batch_experts]
+        size = (len(rows), width, len(grid_scores))
+        places = torch.tensor([row + [nowhere] * (width - len(row)) for row in rows]).reshape(size).long()
+        is_there = torch.tensor([[slot < len(row) for slot in range(width)] for row in rows]).reshape(size[:2]).bool()
         device = grid_scores[0].device
         places, is_there = places.to(device), is_there.to(device)
         each = [scores.gather(1, places[:, :, axis]) for axis, scores in enumerate(grid_scores)]

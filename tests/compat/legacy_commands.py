@@ -33,6 +33,7 @@ from tests.compat import service, workload
 from tests.compat.legacy_expert_calls import experts_call as experts_call
 from tests.compat.legacy_expert_calls import experts_info as experts_info
 from tests.compat.legacy_expert_calls import experts_join as experts_join
+from tests.compat.legacy_expert_calls import experts_mix as experts_mix
 from tests.compat.legacy_experts import experts_serve as experts_serve
 from tests.compat.legacy_experts import experts_stop as experts_stop
 from tests.compat.packing import pack_tensor, unpack_tensor

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from hivemind.dht import DHT
-from hivemind.moe import RemoteExpert, get_experts
+from hivemind.moe import RemoteExpert, RemoteMixtureOfExperts, get_experts
 from tests.compat.packing import pack_tensor, unpack_tensor
 
 _LOCAL: dict[str, Any] = {"host_maddrs": ["/ip4/127.0.0.1/tcp/0"], "nat_port_map": False, "auto_nat": False}
@@ -50,3 +50,13 @@ def experts_call(uid: str, args: list[Any], kwargs: dict[str, Any], backward: bo
         "outputs": [pack_tensor(each.detach()) for each in flat],
         "gradients": [pack_tensor(each) for each in gradients],
     }
+
+
+def experts_mix(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
+    """Output of a mixture whose gate has these weights, and the gradients of the sum of its squares."""
+    layer = RemoteMixtureOfExperts(dht=_clients["dht"], **options)
+    layer.proj.load_state_dict({"weight": unpack_tensor(weight).detach(), "bias": unpack_tensor(bias).detach()})
+    inputs = unpack_tensor(x).detach().requires_grad_()
+    outputs = layer(inputs)
+    gradients = torch.autograd.grad(outputs.square().sum(), [inputs, layer.proj.weight])
+    return {"outputs": pack_tensor(outputs.detach()), "gradients": [pack_tensor(each) for each in gradients]}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,7 +24,7 @@ from hivemind.moe import (
     get_experts,
 )
 from hivemind.moe.client import MoEBeamSearcher
-from tests.support.expert_server import LR, VECTOR, WIDTH, make_backend, make_layer
+from tests.support.linear_experts import LR, VECTOR, WIDTH, make_backend, make_layer
 from tests.support.waiting import eventually_sync
 
 GRID = (3, 4)
@@ -59,20 +59,6 @@ def swarm(backends: list[dict[str, ModuleBackend]]) -> Iterator[DHT]:
             peers = dht.get_visible_maddrs()
             stack.enter_context(Server(dht, experts, update_period=2, start=True))
         yield stack.enter_context(DHT(initial_peers=peers, start=True))
-
-
-@contextmanager
-def process(dht: DHT, uids: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A server in a process of its own, which has declared its experts."""
-    command = [sys.executable, "-m", "tests.support.expert_server", str(dht.get_visible_maddrs()[0]), *uids]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
 
 
 def mixture(dht: DHT, **options: Any) -> RemoteMixtureOfExperts:
@@ -155,18 +141,24 @@ def test_a_grid_that_nobody_serves(dht: DHT) -> None:
 
 def test_training_goes_on_when_a_server_is_killed(dht: DHT) -> None:
     """Its experts are left out, first by those who call them, then by the search."""
-    others = {"f.0": make_backend("f.0"), "f.1": make_backend("f.1")}
-    with DHT(initial_peers=dht.get_visible_maddrs(), start=True) as third, Server(third, others, start=True):
-        with process(dht, ["f.2", "f.3"]) as child:
-            remote = RemoteMixtureOfExperts(
-                in_features=WIDTH, grid_size=(4,), dht=dht, uid_prefix="f.", k_best=4, forward_timeout=10
-            )
-            eventually_sync(lambda: None not in get_experts(dht, ["f.0", "f.1", "f.2", "f.3"]), "four experts")
-            x = torch.randn(6, WIDTH, requires_grad=True)
-            assert len(answering(remote, x)) == 4
-            outputs = remote(x)
-            child.kill()
-            child.wait()
+    peers = dht.get_visible_maddrs()
+    with (
+        DHT(initial_peers=peers, start=True) as living,
+        Server(living, {uid: make_backend(uid) for uid in ("f.0", "f.1")}, start=True),
+        DHT(initial_peers=peers, start=True, restart=False) as dying,
+        Server(dying, {uid: make_backend(uid) for uid in ("f.2", "f.3")}, start=True),
+    ):
+        remote = RemoteMixtureOfExperts(
+            in_features=WIDTH, grid_size=(4,), dht=dht, uid_prefix="f.", k_best=4, forward_timeout=10
+        )
+        eventually_sync(lambda: None not in get_experts(dht, ["f.0", "f.1", "f.2", "f.3"]), "four experts")
+        x = torch.randn(6, WIDTH, requires_grad=True)
+        assert len(answering(remote, x)) == 4
+        outputs = remote(x)
+        assert dying.p2p._child is not None
+        os.kill(
+            dying.p2p._child.pid, signal.SIGKILL
+        )  # with its daemon the peer is gone, in the middle of whatever it did
         outputs.sum().backward()  # it has died between forward and backward
         assert x.grad is not None
         for _ in range(3):

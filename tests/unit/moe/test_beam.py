@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivemind.errors import ConfigError
-from hivemind.moe.client.beam import BeamSearch, check_grid
+from hivemind.moe.client.beam import BeamSearch, check_grid, live_below
 from hivemind.moe.uid import ExpertInfo
 from hivemind.p2p import PeerID
 
@@ -36,7 +36,7 @@ def run(search: BeamSearch, records: dict[str, Any]) -> tuple[list[str], int]:
     while search.wanted:
         looked_up += len(search.wanted)
         assert looked_up < 10_000
-        search.feed(records)
+        search.feed({key: found for key in search.wanted if (found := records.get(key))})
     return [expert.uid for expert in search.best], looked_up
 
 
@@ -86,30 +86,31 @@ def test_a_full_grid_gives_the_best_with_any_beam(axes: list[list[int]], beam_si
     assert found == by_score(everyone, scores)[:beam_size]
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        ExpertInfo("other.0.1", PEER),
-        ExpertInfo("e.0.2", PEER),
-        ExpertInfo("e.0.1.5", PEER),
-        ExpertInfo("e.1.1", PEER),
-    ],
-)
-def test_a_record_that_tells_of_another_expert_is_no_record(entry: ExpertInfo) -> None:
-    search = BeamSearch("e.", [[1.0, 0.0], [0.0, 0.0, 0.0]], 4)
-    assert run(search, {"e.0.": {1: entry}})[0] == []
+def below(key: str, entries: dict[int, ExpertInfo], size: tuple[int, ...] = (2, 3), but: Any = None) -> list[str]:
+    """The experts in a record that count."""
+    return [
+        expert.uid for expert in live_below(key, entries, "e.", size, lambda expert: expert.peer_id != but).values()
+    ]
+
+
+@pytest.mark.parametrize("uid", ["other.0.1", "e.0.2", "e.0.1.5", "e.1.1"])
+def test_a_record_that_tells_of_another_expert_is_no_record(uid: str) -> None:
+    assert below("e.0.", {1: ExpertInfo(uid, PEER)}) == []
+    assert below("e.0", {0: ExpertInfo(uid, PEER)}, (3,)) == []
+    assert below("e.0.", {1: ExpertInfo(uid, PEER)}, (2, 3, 6)) == ([uid] if uid == "e.0.1.5" else [])
 
 
 @pytest.mark.parametrize("place", [-1, 3, 10**30])
-def test_coordinates_outside_of_the_grid_are_passed_over(place: int) -> None:
+def test_coordinates_outside_of_the_grid_do_not_count(place: int) -> None:
     entries = {place: ExpertInfo(f"e.0.{max(0, place)}", PEER), 1: ExpertInfo("e.0.1", PEER)}
-    assert run(BeamSearch("e.", [[1.0], [0.0, 0.0, 0.0]], 4), {"e.0.": entries})[0] == ["e.0.1"]
+    assert below("e.0.", entries) == ["e.0.1"]
 
 
-def test_experts_that_may_not_be_asked_are_passed_over() -> None:
-    records = {"e.0.": {0: ExpertInfo("e.0.0", OTHER), 1: ExpertInfo("e.0.1", PEER)}}
-    search = BeamSearch("e.", [[1.0], [9.0, 0.0]], 1, lambda expert: expert.peer_id != OTHER)
-    assert run(search, records)[0] == ["e.0.1"]
+def test_experts_that_may_not_be_asked_do_not_count() -> None:
+    """Above them they do: others live there, too."""
+    entries = {0: ExpertInfo("e.0.0", OTHER), 1: ExpertInfo("e.0.1", PEER)}
+    assert below("e.0.", entries, but=OTHER) == ["e.0.1"]
+    assert below("e.", {0: ExpertInfo("e.0.0", OTHER)}, but=OTHER) == ["e.0.0"]
 
 
 def test_an_empty_grid_takes_few_rounds() -> None:
