@@ -20,6 +20,7 @@ from hivemind.averaging.attendance import Attendance
 from hivemind.averaging.colleagues import Colleagues
 from hivemind.averaging.config import AveragerOptions, check_share, step_seconds
 from hivemind.averaging.control import AveragingStage, RoundReport, StepControl
+from hivemind.averaging.counters import Counters
 from hivemind.averaging.directory import Directory
 from hivemind.averaging.exchange import Exchange
 from hivemind.averaging.gather import pack_gather, unpack_gather
@@ -119,6 +120,7 @@ class AveragerCore:
         self._hooks = hooks or Hooks()
         self._p2p = p2p
         self._servicer_type = servicer_named(name)
+        self._counters = Counters(prefix)
         self._started = self._closed = False
         self._steps = TaskScope(f"steps of {prefix}")
         self._loops = TaskScope(f"declarations of {prefix}")
@@ -258,12 +260,17 @@ class AveragerCore:
 
     def _finish(self, task: asyncio.Task[Mapping[PeerID, Any]], control: StepControl) -> None:
         if task.cancelled():
+            self._counters.cancelled += 1
             if self._closed:
                 control.finish(AllreduceException("the averager has been shut down"))
             else:
                 control.cancel()
             return
         error = task.exception()
+        if error is not None:
+            self._counters.failed += 1
+        elif control.report is not None:
+            self._counters.take(control.report)
         control.finish(error if error is not None else task.result())
 
     async def _run_step(self, control: StepControl) -> Mapping[PeerID, Any]:

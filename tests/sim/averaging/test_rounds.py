@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+
+import pytest
 
 from hivemind.averaging import AveragingMode
 from hivemind.clock import get_dht_time, monotonic
 from hivemind.errors import AllreduceException
+from hivemind.p2p import metrics_text
 from hivemind.virtual_clock import run_virtual
 from tests.support.averagers import averagers, exactly_when
 
@@ -26,6 +30,26 @@ def test_all_present_the_round_starts_at_once() -> None:
                 assert all(member.values == {7.5} for member in swarm.members)
                 for member in swarm.members:
                     member.reset()
+
+    run_virtual(main)
+
+
+def counted(suffix: str) -> float:
+    """A count of all averagers of this process."""
+    lines = (line for line in metrics_text().splitlines() if line.startswith(f"hivemind_averaging_{suffix}{{"))
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def test_steps_are_counted() -> None:
+    async def main() -> None:
+        async with averagers(4) as swarm:
+            names = ("steps_averaged_total", "contributors_total", "steps_failed_total")
+            gc.collect()  # averagers of other tests leave with their counts
+            before = [counted(name) for name in names]
+            await swarm.step_all(timeout=30)
+            with pytest.raises(AllreduceException):
+                await swarm.members[0].core.step(timeout=1)
+            assert [counted(name) - was for name, was in zip(names, before, strict=True)] == [4, 16, 1]
 
     run_virtual(main)
 
