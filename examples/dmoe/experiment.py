@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from multiaddr import Multiaddr
 from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "digits"))
@@ -29,8 +30,8 @@ from hivemind.compression import BatchTensorDescriptor
 from hivemind.dht import DHT
 from hivemind.errors import HivemindError
 from hivemind.moe import ModuleBackend, RemoteMixtureOfExperts, Server
-from hivemind.moe.client import RemoteExpertWorker
-from hivemind.p2p import P2P, MemoryNetwork
+from hivemind.p2p import MemoryNetwork
+from hivemind.runtime import get_runtime
 
 GRID = (8, 8)
 WIDTH = 32
@@ -121,14 +122,20 @@ def swarm(network: MemoryNetwork) -> Iterator[DHT]:
     features = BatchTensorDescriptor(WIDTH, dtype=torch.float32, requires_grad=True)
     uids = [f"expert.{row}.{column}" for row, column in itertools.product(*map(range, GRID))]
 
-    def peer() -> P2P:
-        return RemoteExpertWorker.run_coroutine(network.create_p2p())
-
+    runtime = get_runtime()
+    runtime.acquire()
     with ExitStack() as stack:
-        first = stack.enter_context(DHT(start=True, p2p=peer()))
+        stack.callback(runtime.release)
+
+        def join(*addresses: Multiaddr) -> DHT:
+            p2p = runtime.call(network.create_p2p)
+            stack.callback(runtime.call, p2p.shutdown)
+            return stack.enter_context(DHT(addresses, start=True, p2p=p2p))
+
+        first = join()
         addresses = first.get_visible_maddrs()
         for share in range(SERVERS):
-            dht = stack.enter_context(DHT(addresses, start=True, p2p=peer()))
+            dht = join(*addresses)
             experts = {}
             for uid in uids[share::SERVERS]:
                 module = Expert()
