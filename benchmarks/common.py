@@ -33,8 +33,8 @@ def parse_arguments(*extra: tuple[str, dict[str, Any]]) -> argparse.Namespace:
     return parser.parse_args()
 
 
-#: A value and its unit, one of those in `report.UNITS`: "s", "B" and "error" are better when smaller, the others when
-#: greater.
+#: A value and its unit, one of those in `report.UNITS`: "s", "B", "error" and "" (a count) are better when smaller, the
+#: others when greater.
 Figure = tuple[float, str]
 
 

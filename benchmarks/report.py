@@ -22,9 +22,10 @@ UNITS: dict[str, Callable[[float], str]] = {
     "s": _seconds,
     "B": _bytes,
     "B/s": lambda value: f"{value / 1e6:.0f} MB/s",
-    "/s": lambda value: f"{value:.0f} /s",
+    "/s": lambda value: f"{value:.0f} /s" if value >= 10 else f"{value:.2f} /s",
     "copies": lambda value: f"{value:.0%}",
     "error": lambda value: f"{value:.5f}",
+    "": lambda value: f"{value:.0f}",
 }
 #: Those that are better when greater. "copies" is a rate in relation to that of copying memory.
 RATES = ("B/s", "/s", "copies")
