@@ -21,7 +21,8 @@ GO = {
     "daemon, clients": [(CONTROL, "FuzzControlClient"), (CONTROL, "FuzzParseTarget")],
     "daemon, peers": [
         *((WIRE, name) for name in ("FuzzProtobuf", "FuzzRequest", "FuzzResponse", "FuzzStreamFrames")),
-        *((CONTROL, name) for name in ("FuzzPeerStream", "FuzzPeerAnswers", "FuzzPeerRequest", "FuzzPeerAnswer")),
+        *((CONTROL, f"FuzzPeer{name}") for name in ("Stream", "Answers", "Request", "Answer")),
+        (CONTROL, "FuzzCallStream"),
     ],
 }
 PYTHON = {"Python, daemon": "tests/fuzz/test_control.py", "Python, peers": "tests/fuzz/test_peers.py"}

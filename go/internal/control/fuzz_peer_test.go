@@ -290,6 +290,54 @@ func FuzzPeerRequest(f *testing.F) {
 	})
 }
 
+// FuzzCallStream: so are those that follow a call on the same stream.
+func FuzzCallStream(f *testing.F) {
+	victim, client, from := startFuzzed(f)
+	client.ask(f, `{"op":"listen","name":"F.in","mode":1}`)
+	unarySeeds(f)
+	f.Fuzz(func(t *testing.T, data []byte, patient bool) {
+		message, alone := envelopeOf(data)
+		req, request, err := wire.ParseRequest(message)
+		isCall := err == nil && req.Handler == "F.in"
+		patient = patient && alone && isCall
+		reply := func(want []byte, answered bool) {
+			ev := client.accept(t)
+			if _, first, err := parseTarget(ev.payload); err != nil || !bytes.Equal(first, want) {
+				t.Fatalf("%q arrived, not %q: %v", first, want, err)
+			}
+			if answered {
+				client.send(t, header{kind: typeData, stream: ev.stream, aux: uint32(len(want))}, want)
+			}
+		}
+		s := openTo(t, from, victim, node.CallsProtocol, envelope("F.in", []byte("first")))
+		reply([]byte("first"), true)
+		if _, err := readTold(s, true); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = s.Write(data)
+		if !patient {
+			_ = s.CloseWrite() // as above
+		}
+		if isCall {
+			reply(request, patient)
+		}
+		told, err := readTold(s, patient)
+		if answer, _ := envelopeOf(told); patient {
+			res, body, parseErr := wire.ParseResponse(answer)
+			if err != nil || parseErr != nil || res.IsError || res.CallID != req.CallID || !bytes.Equal(body, request) {
+				t.Fatalf("answered by %q: %v, %v", told, err, parseErr)
+			}
+		} else if len(told) > 0 {
+			t.Fatalf("what is no call was answered: %q", told)
+		}
+		_ = s.Close()
+		eventually(t, "nothing is under way", func() bool { return victim.server.active.Load() == 0 })
+		if ev, stray := client.ask(t, `{"op":"addrs"}`); stray {
+			t.Fatalf("a call out of nothing: %+v", ev)
+		}
+	})
+}
+
 // readTold reads an answer if there must be one, as a caller does, or else all until the daemon has ended the stream.
 func readTold(s network.Stream, answered bool) ([]byte, error) {
 	if !answered {
