@@ -85,7 +85,7 @@ class Presence:
     async def withdraw(self, uids: Iterable[str]) -> None:
         """Tell the swarm that this peer does not serve ``uids`` any more; a failure is logged: records expire."""
         try:
-            wait = Deadline.after(_ANSWER_SECONDS)
+            wait = Deadline.after(_STORE_SECONDS)
             await with_deadline(store_withdrawals(self._node, list(uids)), wait, "withdrawing experts")
         except HivemindError as error:
             logger.warning("experts were not withdrawn: %s", error)

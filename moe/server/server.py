@@ -308,13 +308,13 @@ class Server:
         with self._lock:
             starting, ended, self._ended = self._starting, self._ended, True
         if ended:
-            self._over.wait(self.options.drain_timeout + 4 * _END_SECONDS)
+            self._over.wait(self.options.drain_timeout + 5 * _END_SECONDS)
             return
         deadline = Deadline.after(self.options.drain_timeout)
         try:
             if starting is not None:
                 starting.cancel()
-                self._call(self._leave, Deadline.after(_END_SECONDS), "leaving the swarm")
+                self._call(self._leave, Deadline.after(2 * _END_SECONDS), "leaving the swarm")
                 self._drain(deadline)
                 self._call(self._close, Deadline.after(_END_SECONDS), "end of the server")
                 self._save()

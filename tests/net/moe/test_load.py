@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,8 +42,10 @@ def module_of(server: Server, uid: str) -> Gated:
 
 
 def owner(client: Caller, uid: str) -> object:
+    """Who serves ``uid`` by the latest record that any node has: on a loaded machine, a replica may be behind."""
+
     async def find(dht: DHT, node: object) -> object:
-        (info,) = await find_experts(node, [uid])  # type: ignore[arg-type]
+        (info,) = await find_experts(node, [uid], math.inf)  # type: ignore[arg-type]
         return None if info is None else info.peer_id
 
     return client.dht.run_coroutine(find)
