@@ -154,7 +154,8 @@ def _encode_blocks(values: torch.Tensor, nearest: torch.Tensor, scales: torch.Te
             single, work, half = (each[:whole].view(-1, BLOCK) for each in (singles, works, halves))
             singles[: stop - start] = values[start:stop]
             singles[stop - start : whole] = 0
-            largest = torch.amax(torch.abs(single, out=work), dim=1, out=scales[first:last])
+            # the magnitudes of all elements would take longer, and wake torch's threads
+            largest = torch.maximum(single.amax(dim=1), -single.amin(dim=1), out=scales[first:last])
             largest.masked_fill_(largest == 0, 1)  # so that fractions of it are finite
             # a float16 has digits enough to tell codes apart, and few enough for a table of all its patterns
             half.copy_(torch.div(single, largest[:, None], out=work))

@@ -64,15 +64,12 @@ def scratch_for(values: torch.Tensor, *dtypes: torch.dtype) -> list[torch.Tensor
     return [torch.empty(length, dtype=dtype, device=values.device) for dtype in dtypes]
 
 
-def walk(
-    work: Callable[[Spans], None], length: int, device: torch.device, *, unit: int = 1, span: int | None = None
-) -> None:
+def walk(work: Callable[[Spans], None], length: int, device: torch.device, *, unit: int = 1) -> None:
     """Call ``work`` with the spans of ``range(length)``: once, or on a CPU once in each thread that takes part.
 
     :param unit: elements that belong to one item of the range (1 for elements, more for rows)
-    :param span: items in a span, where they are not to be `span_of`
     """
-    spans = _Spans(length, span_of(device, unit) if span is None else span)
+    spans = _Spans(length, span_of(device, unit))
     if device.type == "cpu" and length * unit >= SHARED_ELEMENTS:
         share_with_pool(lambda: work(spans))
     else:

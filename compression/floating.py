@@ -96,7 +96,8 @@ class ScaledFloat16Compression(BufferCodec):
         count, width = _rows_of(tensor.shape)
         header = self._header(tensor, _FLOATS)
         rows = tensor.detach().contiguous().view(count, width)
-        half = torch.empty_like(rows, dtype=torch.float16)
+        octets = torch.empty(self.encoded_bytes(tensor.shape, tensor.dtype), dtype=torch.uint8, device=tensor.device)
+        half = octets[: 2 * count * width].view(torch.float16).view(count, width)
         scales = torch.empty(2, count, 1, dtype=torch.float32, device=tensor.device)  # means, then deviations
 
         def encode(spans: Spans) -> None:
@@ -108,7 +109,8 @@ class ScaledFloat16Compression(BufferCodec):
                 _normalise_long(rows[row], half[row], scales[:, row])
         else:
             walk(encode, count, tensor.device, unit=max(1, width))
-        return header, to_buffer(torch.cat([half.view(-1).view(torch.uint8), scales.view(-1).view(torch.uint8)]))
+        octets[2 * count * width :] = scales.view(-1).view(torch.uint8)
+        return header, to_buffer(octets)
 
     def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> torch.Tensor:
         count, width = _rows_of(shape)

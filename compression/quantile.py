@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from hivemind.compression.base import rounding
-from hivemind.compression.chunks import CPU_SPAN, Spans, scratch_for, span_of, spans_in, walk
+from hivemind.compression.chunks import Spans, scratch_for, span_of, spans_in, walk
 from hivemind.compression.codebook import CodebookCodec
 from hivemind.proto import runtime_pb2
 
 __all__ = ["Quantile8BitQuantization"]
 
+_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+
 #: So many elements are sorted; of more, so many are looked at to see where they lie.
 _SAMPLE = 8192
 #: Bit patterns of a float16, and the largest finite one.
 _PATTERNS, _FP16_MAX = 2**16, 65504.0
-#: Elements whose patterns a thread counts at a time: the counts of all patterns are to be small beside them.
-_COUNTED = 8 * CPU_SPAN
 #: What `_Scaling.patterns` needs.
 _SCRATCH = (torch.float32, torch.float16)
 
@@ -43,9 +43,9 @@ class Quantile8BitQuantization(CodebookCodec):
             return None
         if len(values) <= _SAMPLE:
             distinct, places, counts = torch.unique(sample, return_inverse=True, return_counts=True)
-            shares, codebook = _shares(distinct.double(), counts, codes)
-            indices.copy_(shares[places])
-            return codebook.float()
+            shares, means = _shares(distinct.double().cpu().numpy(), counts.cpu().numpy(), codes)
+            indices.copy_(torch.from_numpy(shares).to(values.device)[places])
+            return torch.from_numpy(means).float().to(values.device)
         sample = _sorted(sample)
         scaling = _Scaling.of(sample)
         if scaling.tells_apart(sample, codes):
@@ -127,39 +127,40 @@ def _places(length: int, device: torch.device) -> torch.Tensor:
 
 
 @functools.cache
-def _ordered_patterns(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _ordered_patterns() -> tuple[_Array, _Array]:
     """The patterns of all finite values of float16, ascending by value, and the values, float64."""
-    values = torch.arange(_PATTERNS).to(torch.uint16).view(torch.float16).double()
-    order = values.argsort(stable=True)
-    order = order[values[order].isfinite()]
-    return order.to(device), values[order].to(device)
+    values = np.arange(_PATTERNS, dtype=np.uint16).view(np.float16).astype(np.float64)
+    order = np.argsort(values, kind="stable")
+    order = order[np.isfinite(values[order])]
+    return order, values[order]
 
 
-def _shares(values: torch.Tensor, counts: torch.Tensor, codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _shares(values: _Array, counts: _Array, codes: int) -> tuple[_Array, _Array]:
     """Put values in shares of about equal counts.
 
     :param values: float64, ascending
     :param counts: how often each occurs, at least once
-    :returns: the share of each value, int64, and the mean of each share, float64 (0 for those without a value)
+    :returns: the share of each value, uint8, and the mean of each share, float64 (0 for those without a value)
     """
-    upper = counts.cumsum(0)
-    shares = ((upper - counts / 2) * (codes / upper[-1].double())).long().clamp_(max=codes - 1)
-    sizes = torch.bincount(shares, counts.double(), minlength=codes)
-    return shares, torch.bincount(shares, counts * values, minlength=codes) / sizes.clamp_(min=1)
+    upper = np.cumsum(counts)
+    shares = np.minimum((upper - counts / 2) * (codes / upper[-1]), codes - 1).astype(np.int64)
+    sizes = np.bincount(shares, counts, codes)
+    means = np.bincount(shares, counts * values, codes) / np.maximum(sizes, 1)
+    return shares.astype(np.uint8), means
 
 
 def _fit_to_patterns(values: torch.Tensor, indices: torch.Tensor, codes: int, scaling: _Scaling) -> torch.Tensor | None:
     device = values.device
-    order, ordered = _ordered_patterns(device)
-    counts = _count_patterns(values, scaling)
-    in_order = counts[order]
-    suspect = int(in_order.sum()) < len(values) or int(in_order[0]) > 0 or int(in_order[-1]) > 0  # NaN, or clamped
+    order, ordered = _ordered_patterns()
+    counts = _count_patterns(values, scaling)[order]
+    suspect = counts.sum() < len(values) or counts[0] > 0 or counts[-1] > 0  # NaN, or clamped
     if suspect and not bool(torch.isfinite(values.to(torch.float32)).all()):
         return None
-    present = in_order.nonzero().view(-1)
-    shares, means = _shares(ordered[present], in_order[present], codes)
-    share_of = torch.zeros(_PATTERNS, dtype=torch.uint8, device=device)
-    share_of[order[present]] = shares.to(torch.uint8)
+    present = np.flatnonzero(counts)
+    shares, means = _shares(ordered[present], counts[present], codes)
+    table = np.zeros(_PATTERNS, np.uint8)
+    table[order[present]] = shares
+    share_of = torch.from_numpy(table).to(device)
 
     def assign(spans: Spans) -> None:
         *scratch, whole = scratch_for(values, *_SCRATCH, torch.int32)
@@ -168,28 +169,27 @@ def _fit_to_patterns(values: torch.Tensor, indices: torch.Tensor, codes: int, sc
             torch.index_select(share_of, 0, patterns, out=indices[start:stop])
 
     walk(assign, len(values), device)
-    return (means * scaling.scale + scaling.center).float()
+    return torch.from_numpy(means * scaling.scale + scaling.center).float().to(device)
 
 
-def _count_patterns(values: torch.Tensor, scaling: _Scaling) -> torch.Tensor:
-    """How many of ``values`` have each pattern, int64 ``(65536,)``."""
-    total = torch.zeros(_PATTERNS, dtype=torch.int64, device=values.device)
-    lock = threading.Lock()
-    step = span_of(values.device)
+def _count_patterns(values: torch.Tensor, scaling: _Scaling) -> _Array:
+    """How many of ``values`` have each pattern, int64 ``(65536,)``. Numpy goes on with them, as torch would spread each
+    step over its threads."""
+    tables: list[torch.Tensor] = []
 
     def count(spans: Spans) -> None:
-        scratch = scratch_for(values, *_SCRATCH)
-        patterns = torch.empty(min(len(values), max(_COUNTED, step)), dtype=torch.int32, device=values.device)
-        own = torch.zeros_like(total)
+        table = torch.from_numpy(np.zeros(_PATTERNS, np.int32)).to(values.device)
+        tables.append(table)
+        *scratch, whole, ones = scratch_for(values, *_SCRATCH, torch.int64, torch.int32)
+        ones.fill_(1)
         for start, stop in spans:
-            for first in range(start, stop, step):
-                last = min(first + step, stop)
-                patterns[first - start : last - start] = scaling.patterns(values[first:last], scratch)
-            own += torch.bincount(patterns[: stop - start], minlength=_PATTERNS)
-        with lock:
-            total.add_(own)
+            patterns = whole[: stop - start].copy_(scaling.patterns(values[start:stop], scratch))
+            table.scatter_add_(0, patterns, ones[: stop - start])
 
-    walk(count, len(values), values.device, span=max(_COUNTED, step))
+    walk(count, len(values), values.device)
+    total = np.zeros(_PATTERNS, np.int64)
+    for table in tables:
+        total += table.cpu().numpy()
     return total
 
 

@@ -35,7 +35,8 @@ class Uniform8BitQuantization(CodebookCodec):
                 return None
             work, (mean, sigma) = torch.float64, moments(values, torch.float64)
         scale = CODES / (_SIGMAS * sigma) if sigma else 0.0
-        offset = torch.tensor(CODES // 2 - mean * scale, dtype=work, device=values.device)
+        # half a step more, as the conversion to whole numbers cuts off
+        offset = torch.tensor(CODES // 2 + 0.5 - mean * scale, dtype=work, device=values.device)
         sums, counts = (
             torch.zeros(spans_in(len(values), values.device), CODES, dtype=dtype, device=values.device)
             for dtype in (torch.float64, torch.int64)
@@ -47,7 +48,7 @@ class Uniform8BitQuantization(CodebookCodec):
             for start, stop in spans:
                 span, chosen = values[start:stop].to(work), indices[start:stop]
                 places, whole = (each[: len(span)] for each in scratch)
-                torch.add(offset, span, alpha=scale, out=places).clamp_(0, codes - 1).round_()
+                torch.add(offset, span, alpha=scale, out=places).clamp_(0, codes - 1)
                 chosen.copy_(whole.copy_(places))  # float to byte at once takes twice as long
                 add_by_index(sums[start // step], whole, span)
                 counts[start // step] = torch.bincount(chosen, minlength=CODES)
