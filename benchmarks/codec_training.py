@@ -1,6 +1,6 @@
 """What a codec costs a training run: loss after equal steps, with gradients that four peers average through it.
 
-``.venv/bin/python benchmarks/codec_training.py`` prints the table of docs/compression.md. Peers are in this process,
+``.venv/bin/python benchmarks/codec_training.py`` prints a table. Peers are in this process,
 and their averages are those of a round: parts that each peer encodes, that their reducers decode and reduce, and that
 are answered with encoded differences. As with ``hivemind.Optimizer``, parameters are averaged without compression
 after each step.
