@@ -150,11 +150,11 @@ def indices_in(buffer: memoryview, count: int, device: torch.device) -> Indices:
 
 
 def add_by_index(sums: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
-    """``sums[index] += value`` for all pairs, in float64; ``indices`` are whole numbers of 32 bits."""
+    """``sums[index] += value`` for all pairs; ``indices`` are int64, the others float64."""
     if sums.device.type == "cpu":
-        sums.scatter_add_(0, indices.long(), values.double())
+        sums.scatter_add_(0, indices, values)
     else:  # where thousands of threads would wait for one of 256 sums
-        sums += torch.bincount(indices, values.double(), minlength=len(sums))
+        sums += torch.bincount(indices, values, minlength=len(sums))
 
 
 def take(codebook: torch.Tensor, indices: Indices, out: torch.Tensor) -> None:

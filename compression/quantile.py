@@ -21,8 +21,8 @@ _Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 #: So many elements are sorted; of more, so many are looked at to see where they lie.
 _SAMPLE = 8192
-#: Bit patterns of a float16, and the largest finite one.
-_PATTERNS, _FP16_MAX = 2**16, 65504.0
+#: Bit patterns of a float16, that of -0.0 among them, and the largest finite value.
+_PATTERNS, _NEGATIVE_ZERO, _FP16_MAX = 2**16, 2**15, 65504.0
 #: What `_Scaling.patterns` needs.
 _SCRATCH = (torch.float32, torch.float16)
 
@@ -160,6 +160,7 @@ def _fit_to_patterns(values: torch.Tensor, indices: torch.Tensor, codes: int, sc
     shares, means = _shares(ordered[present], counts[present], codes)
     table = np.zeros(_PATTERNS, np.uint8)
     table[order[present]] = shares
+    table[_NEGATIVE_ZERO] = table[0]
     share_of = torch.from_numpy(table).to(device)
 
     def assign(spans: Spans) -> None:
@@ -173,8 +174,8 @@ def _fit_to_patterns(values: torch.Tensor, indices: torch.Tensor, codes: int, sc
 
 
 def _count_patterns(values: torch.Tensor, scaling: _Scaling) -> _Array:
-    """How many of ``values`` have each pattern, int64 ``(65536,)``. Numpy goes on with them, as torch would spread each
-    step over its threads."""
+    """How many of ``values`` have each pattern, int64 ``(65536,)``. Both zeros count as 0.0: in an order of patterns
+    one would come after all of the other. Numpy goes on with them, as torch would spread each step over its threads."""
     tables: list[torch.Tensor] = []
 
     def count(spans: Spans) -> None:
@@ -190,6 +191,8 @@ def _count_patterns(values: torch.Tensor, scaling: _Scaling) -> _Array:
     total = np.zeros(_PATTERNS, np.int64)
     for table in tables:
         total += table.cpu().numpy()
+    total[0] += total[_NEGATIVE_ZERO]
+    total[_NEGATIVE_ZERO] = 0
     return total
 
 

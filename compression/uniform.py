@@ -16,10 +16,13 @@ __all__ = ["Uniform8BitQuantization"]
 _SIGMAS = 6
 #: Deviations for which float32 is good enough for squares and inverses.
 _SINGLE = (1e-15, 1e15)
+#: About so many elements are looked at for the means of their steps: some hundred for each step.
+_SAMPLE = 2**15
 
 
 class Uniform8BitQuantization(CodebookCodec):
-    """Steps of 6/256 standard deviations around the mean; elements are decoded as the mean of those in their step.
+    """Steps of 6/256 standard deviations around the mean; elements are decoded as the mean of those in their step, of
+    which a sample is taken where there are many.
 
     For values without far outliers: an element within 2.95 standard deviations of the mean is off by a step at the
     most, those beyond share the outermost steps. Carries float16, bfloat16, float32 and float64; values beyond the
@@ -38,10 +41,11 @@ class Uniform8BitQuantization(CodebookCodec):
         # half a step more, as the conversion to whole numbers cuts off
         offset = torch.tensor(CODES // 2 + 0.5 - mean * scale, dtype=work, device=values.device)
         sums, counts = (
-            torch.zeros(spans_in(len(values), values.device), CODES, dtype=dtype, device=values.device)
-            for dtype in (torch.float64, torch.int64)
+            torch.zeros(spans_in(len(values), values.device), CODES, dtype=torch.float64, device=values.device)
+            for _ in range(2)
         )
         step = span_of(values.device)
+        every = len(values) // _SAMPLE | 1  # odd, so as not to be in step with rows
 
         def assign(spans: Spans) -> None:
             scratch = scratch_for(values, work, torch.int32)
@@ -50,11 +54,16 @@ class Uniform8BitQuantization(CodebookCodec):
                 places, whole = (each[: len(span)] for each in scratch)
                 torch.add(offset, span, alpha=scale, out=places).clamp_(0, codes - 1)
                 chosen.copy_(whole.copy_(places))  # float to byte at once takes twice as long
-                add_by_index(sums[start // step], whole, span)
-                counts[start // step] = torch.bincount(chosen, minlength=CODES)
+                sample = whole[::every].long()
+                add_by_index(sums[start // step], sample, span[::every].double())
+                counts[start // step] = torch.bincount(sample, minlength=CODES)
 
         walk(assign, len(values), values.device)
-        return (sums.sum(0) / counts.sum(0).clamp_(min=1)).to(torch.float32)[:codes]
+        sizes, means = counts.sum(0), sums.sum(0)
+        if every > 1:  # a step may be missing in the sample, and gets its middle
+            steps = torch.arange(CODES, dtype=torch.float64, device=values.device) - CODES // 2
+            means = torch.where(sizes > 0, means, mean + steps / (scale or 1.0))
+        return means.div_(sizes.clamp_(min=1)).to(torch.float32)[:codes]
 
     def error_bound(self, tensor: torch.Tensor) -> torch.Tensor:
         values = tensor.detach().float().double()

@@ -175,6 +175,12 @@ def test_few_values_are_exact_quantiles() -> None:
     assert torch.equal(there_and_back(tensor, codec_for(runtime_pb2.QUANTILE_8BIT)), tensor)
 
 
+def test_a_tiny_negative_value_is_beside_zero() -> None:
+    tensor = torch.zeros(9000)
+    tensor[0], tensor[1] = -(2**-24), 1.0
+    check_bound(tensor, codec_for(runtime_pb2.QUANTILE_8BIT))
+
+
 @pytest.mark.parametrize("length", [3000, 300_000])
 def test_mean_error_is_that_of_the_formulas(length: int) -> None:
     """Against the encoders of the wire format, computed as they stand there."""
