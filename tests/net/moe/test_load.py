@@ -157,8 +157,9 @@ def test_the_end_serves_what_waits_withdraws_and_saves(tmp_path: Path) -> None:
         assert owner(client, "e.0") == server.dht.peer_id
         module.gate.clear()
         module.entered.clear()
-        futures = [client.call("rpc_backward", "e.0", [ONE, ONE]) for _ in range(3)]
-        assert module.entered.wait(PATIENCE)
+        futures = [client.call("rpc_backward", "e.0", [ONE, ONE])]
+        assert module.entered.wait(PATIENCE)  # the first alone; the others would be in one batch with it
+        futures += [client.call("rpc_backward", "e.0", [ONE, ONE]) for _ in range(2)]
         eventually_sync(lambda: server.experts["e.0"].backward_pool.queue.samples == 2, "the others wait")
         ending = threading.Thread(target=server.shutdown)
         ending.start()
