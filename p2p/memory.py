@@ -120,17 +120,10 @@ class MemoryNetwork:
         host = self._links.hosts.get(_id(peer))
         if host is None or host.dead:
             return
-        host.dead = True
-        for remote in list(host.connected):
-            other = self._links.hosts.get(remote)
-            if other is not None:
-                self._links.break_connection(other, host.peer_id, f"the connection to {host.peer_id} broke")
-        for live in list(host.live):
-            live.break_off("killed")
+        self._links.remove(host, told=f"the connection to {host.peer_id} broke", own="killed")
         for client in host.clients:
             for task in client.scope.tasks:
                 task.cancel()
-        self._links.hosts.pop(host.peer_id)
 
 
 def _both_ways(between: tuple[Peer, Peer] | None) -> Callable[[PeerID, PeerID], bool] | None:

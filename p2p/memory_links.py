@@ -86,6 +86,18 @@ class Links:
             if other == remote:
                 live.break_off(why)
 
+    def remove(self, host: Host, *, told: str, own: str) -> None:
+        """Take a host off the network: the others read ``told`` of its connections, its own clients ``own``."""
+        host.dead = True
+        if self.hosts.get(host.peer_id) is host:
+            del self.hosts[host.peer_id]
+        for remote in list(host.connected):
+            other = self.hosts.get(remote)
+            if other is not None:
+                self.break_connection(other, host.peer_id, told)
+        for live in list(host.live):
+            live.break_off(own)
+
     def _conditions(self, source: PeerID, target: PeerID) -> Conditions:
         if not self._local:
             return self._everywhere

@@ -173,15 +173,7 @@ class MemoryTransport:
             host.clients.remove(self)
         if host.clients or host.dead:
             return
-        host.dead = True
-        if self._links.hosts.get(host.peer_id) is host:
-            del self._links.hosts[host.peer_id]
-        for remote in list(host.connected):
-            other = self._links.hosts.get(remote)
-            if other is not None:
-                self._links.break_connection(other, host.peer_id, f"{host.peer_id} has left")
-        for live in list(host.live):
-            live.break_off("this peer was closed")
+        self._links.remove(host, told=f"{host.peer_id} has left", own="this peer was closed")
 
     def _check_open(self) -> None:
         if self._closed:

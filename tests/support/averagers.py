@@ -26,6 +26,16 @@ async def exactly_when(condition: Callable[[], object], what: str, *, seconds: f
     raise AssertionError(f"{what}: not so after {seconds} s")
 
 
+def group_sizes(results: Iterable[Mapping[PeerID, Any] | BaseException]) -> set[int]:
+    """The sizes of the groups that steps were in; the first error is raised."""
+    sizes = set()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        sizes.add(len(result))
+    return sizes
+
+
 @dataclass
 class Member:
     """One averager with its node."""

@@ -3,6 +3,8 @@ package control
 import (
 	"context"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
 )
 
 // maxBan bounds the seconds of one ban.
@@ -44,16 +46,7 @@ func (srv *Server) bans() any {
 }
 
 // ping measures a round trip to a peer, without its handlers.
-func (c *conn) ping(ctx context.Context, req *request) (any, error) {
-	info, err := peerInfo(req)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel, err := bounded(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	defer cancel()
+func (c *conn) ping(ctx context.Context, info peer.AddrInfo) (any, error) {
 	took, err := c.server.network.Ping(ctx, info.ID)
 	if err != nil {
 		return nil, err

@@ -183,9 +183,8 @@ func FuzzPeerStream(f *testing.F) {
 	})
 }
 
-// FuzzPeerAnswers: what a called peer sends on a stream arrives as the messages and the end that it is.
-func FuzzPeerAnswers(f *testing.F) {
-	victim, client, from := startFuzzed(f)
+// answering makes a peer answer each stream with what comes from the channel, byte for byte.
+func answering(from *node.Node) chan<- []byte {
 	answers := make(chan []byte, 1)
 	from.Handle("F.out", func(s network.Stream) {
 		_ = s.SetDeadline(time.Now().Add(patience))
@@ -194,6 +193,13 @@ func FuzzPeerAnswers(f *testing.F) {
 		_, _ = io.Copy(io.Discard, s)
 		_ = s.Close()
 	})
+	return answers
+}
+
+// FuzzPeerAnswers: what a called peer sends on a stream arrives as the messages and the end that it is.
+func FuzzPeerAnswers(f *testing.F) {
+	victim, client, from := startFuzzed(f)
+	answers := answering(from)
 	streamSeeds(f)
 	f.Fuzz(func(t *testing.T, data []byte, _ bool) {
 		want := parseStream(data)
@@ -356,14 +362,7 @@ func readTold(s network.Stream, answered bool) ([]byte, error) {
 // FuzzPeerAnswer: what a called peer answers is the answer that it is, or a RESET.
 func FuzzPeerAnswer(f *testing.F) {
 	victim, client, from := startFuzzed(f)
-	answers := make(chan []byte, 1)
-	from.Handle("F.out", func(s network.Stream) {
-		_ = s.SetDeadline(time.Now().Add(patience))
-		_, _ = s.Write(<-answers)
-		_ = s.CloseWrite()
-		_, _ = io.Copy(io.Discard, s)
-		_ = s.Close()
-	})
+	answers := answering(from)
 	unarySeeds(f)
 	f.Fuzz(func(t *testing.T, data []byte, _ bool) {
 		message, _ := envelopeOf(data)

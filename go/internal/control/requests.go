@@ -166,41 +166,36 @@ func (c *conn) allowRelaying(req *request) (any, error) {
 // slowOps are the requests that wait for the network.
 func (c *conn) slowOps() map[string]func(context.Context, *request) (any, error) {
 	return map[string]func(context.Context, *request) (any, error){
-		"connect": c.connect, "disconnect": c.disconnect, "find_peer": c.findPeer, "ping": c.ping, "ban": c.ban,
+		"connect": ofPeer(c.connect), "disconnect": ofPeer(c.disconnect),
+		"find_peer": ofPeer(c.findPeer), "ping": ofPeer(c.ping), "ban": c.ban,
 	}
 }
 
-func (c *conn) connect(ctx context.Context, req *request) (any, error) {
-	info, err := peerInfo(req)
-	if err != nil {
-		return nil, err
+// ofPeer is a request about one peer that ends with its timeout.
+func ofPeer(op func(context.Context, peer.AddrInfo) (any, error)) func(context.Context, *request) (any, error) {
+	return func(ctx context.Context, req *request) (any, error) {
+		info, err := peerInfo(req)
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel, err := bounded(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		defer cancel()
+		return op(ctx, info)
 	}
-	ctx, cancel, err := bounded(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	defer cancel()
+}
+
+func (c *conn) connect(ctx context.Context, info peer.AddrInfo) (any, error) {
 	return struct{}{}, c.server.network.Connect(ctx, info)
 }
 
-func (c *conn) disconnect(_ context.Context, req *request) (any, error) {
-	info, err := peerInfo(req)
-	if err != nil {
-		return nil, err
-	}
+func (c *conn) disconnect(_ context.Context, info peer.AddrInfo) (any, error) {
 	return struct{}{}, c.server.network.Disconnect(info.ID)
 }
 
-func (c *conn) findPeer(ctx context.Context, req *request) (any, error) {
-	info, err := peerInfo(req)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel, err := bounded(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	defer cancel()
+func (c *conn) findPeer(ctx context.Context, info peer.AddrInfo) (any, error) {
 	found, err := c.server.network.FindPeer(ctx, info.ID)
 	if err != nil {
 		return nil, err

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import multiprocessing
-import multiprocessing.connection
 import os
 import pickle
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,10 @@ from hivemind.p2p import P2P, P2PContext, ServicerBase
 from hivemind.proto import test_pb2
 from tests.support.authority import TokenAuthorizer
 from tests.support.processes import is_alive
+from tests.support.spawned import Connection, Spawned
 from tests.support.waiting import PATIENCE, eventually_sync
 
 LOCAL = {"auto_nat": False, "nat_port_map": False}
-SPAWN = multiprocessing.get_context("spawn")
-
-Connection = multiprocessing.connection.Connection
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,37 +45,9 @@ def serve(dht: DHT, commands: Connection) -> None:
     dht.shutdown()
 
 
-class Child:
-    """Another process with a copy of ``dht``."""
-
-    def __init__(self, dht: DHT) -> None:
-        self.commands, theirs = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=serve, args=(dht, theirs))
-        self.process.start()
-        theirs.close()
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        self.commands.send((function, arguments))
-        assert self.commands.poll(2 * PATIENCE), "no answer"
-        return self.commands.recv()
-
-    def end(self) -> int | None:
-        """Ask it to end; its exit code."""
-        with suppress(OSError):
-            self.commands.send(None)
-        self.process.join(PATIENCE)
-        code = self.process.exitcode
-        if code is None:
-            self.process.kill()
-            self.process.join()
-        self.commands.close()
-        self.process.close()
-        return code
-
-
 @contextmanager
-def child_of(dht: DHT) -> Iterator[Child]:
-    child = Child(dht)
+def child_of(dht: DHT) -> Iterator[Spawned]:
+    child = Spawned(serve, dht)
     try:
         yield child
     finally:
@@ -221,13 +189,12 @@ def test_a_copy_of_a_client() -> None:
 
 def test_a_child_that_is_killed_and_a_parent_that_ends() -> None:
     with DHT(start=True, **LOCAL) as dht:
-        killed = Child(dht)
+        killed = Spawned(serve, dht)
         assert killed.run(store, "key", 1, get_dht_time() + 60)
-        assert killed.process.pid is not None
-        os.kill(killed.process.pid, signal.SIGKILL)
+        killed.kill()
         assert killed.end() == -signal.SIGKILL
         assert dht.get("key", latest=True) is not None
-        orphan = Child(dht)
+        orphan = Spawned(serve, dht)
         assert orphan.run(get, "key") is not None
         daemon = dht.p2p._child
         assert daemon is not None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import multiprocessing.connection
 import os
 import pickle
 import signal
@@ -20,11 +18,8 @@ from hivemind.errors import ControlFailure, DispatchFailure, P2PDaemonError
 from hivemind.p2p import P2P, MemoryNetwork, PeerID
 from hivemind.p2p.transport import Buffer
 from tests.support.conformance import Hanging, echo, soon
+from tests.support.spawned import Connection, Spawned
 from tests.support.waiting import PATIENCE, eventually
-
-SPAWN = multiprocessing.get_context("spawn")
-
-Connection = multiprocessing.connection.Connection
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,35 +51,12 @@ async def _serve(p2p: P2P, commands: Connection) -> None:
         await asyncio.get_running_loop().run_in_executor(None, commands.recv)
 
 
-class Client:
+class Client(Spawned):
     """A process that was given ``p2p``."""
 
     def __init__(self, p2p: P2P) -> None:
-        self.commands, theirs = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=serve, args=(p2p, theirs))
-        self.process.start()
-        theirs.close()
-        assert self.commands.poll(2 * PATIENCE), "no answer"
-        self.peer_id, self.peers = self.commands.recv()
-        assert self.process.pid is not None
-        self.pid = self.process.pid
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        self.process.join(PATIENCE)
-
-    def end(self) -> int | None:
-        """Its exit code."""
-        if self.process.is_alive():
-            self.commands.send("end")
-        self.process.join(PATIENCE)
-        code = self.process.exitcode
-        if code is None:
-            self.process.kill()
-            self.process.join()
-        self.commands.close()
-        self.process.close()
-        return code
+        super().__init__(serve, p2p)
+        self.peer_id, self.peers = self.answer()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from hivemind.clock import get_dht_time, monotonic
 from hivemind.errors import AllreduceException
 from hivemind.p2p import metrics_text
 from hivemind.virtual_clock import run_virtual
-from tests.support.averagers import averagers, exactly_when
+from tests.support.averagers import averagers, exactly_when, group_sizes
 
 #: Virtual seconds that a round of present peers may take: far below the window of 5 s.
 AT_ONCE = 1.0
@@ -89,7 +89,7 @@ def test_one_that_stays_away_costs_one_window() -> None:
             present = swarm.members[:3]
             began = monotonic()
             results = await swarm.step_all(present, timeout=30)
-            assert all(len(result) == 3 for result in results)  # type: ignore[arg-type]
+            assert group_sizes(results) == {3}
             assert 4.5 < monotonic() - began < 6
             for _ in range(3):
                 began = monotonic()
@@ -99,7 +99,7 @@ def test_one_that_stays_away_costs_one_window() -> None:
             lone = asyncio.ensure_future(swarm.members[3].core.step(timeout=30))
             await asyncio.sleep(1)
             results = await swarm.step_all(present, timeout=30)
-            assert all(len(result) == 4 for result in [*results, await lone])  # type: ignore[arg-type]
+            assert group_sizes([*results, await lone]) == {4}
 
     run_virtual(main)
 
@@ -111,7 +111,7 @@ def test_one_that_says_goodbye_is_not_waited_for() -> None:
             await swarm.leave(swarm.members[3])
             began = monotonic()
             results = await swarm.step_all(timeout=30)
-            assert all(len(result) == 3 for result in results)  # type: ignore[arg-type]
+            assert group_sizes(results) == {3}
             assert monotonic() - began < AT_ONCE
 
     run_virtual(main)
@@ -122,7 +122,7 @@ def test_groups_of_the_target_size() -> None:
         async with averagers(16, target_group_size=4) as swarm:
             began = monotonic()
             results = await swarm.step_all(timeout=60)
-            assert all(len(result) == 4 for result in results)  # type: ignore[arg-type]
+            assert group_sizes(results) == {4}
             assert monotonic() - began < 5
             for member, result in zip(swarm.members, results, strict=True):
                 assert member.values == {sum(result.values()) / 4}  # type: ignore[union-attr]
@@ -136,7 +136,7 @@ def test_a_target_that_is_never_reached_costs_one_window() -> None:
             for seconds in (6.0, AT_ONCE, AT_ONCE):
                 began = monotonic()
                 results = await swarm.step_all(timeout=60)
-                assert all(len(result) == 4 for result in results)  # type: ignore[arg-type]
+                assert group_sizes(results) == {4}
                 assert monotonic() - began < seconds
 
     run_virtual(main)
@@ -149,7 +149,7 @@ def test_a_target_counts_peers_that_nobody_has_heard_of() -> None:
             early = asyncio.ensure_future(swarm.step_all(swarm.members[:2], timeout=60))
             await asyncio.sleep(2)
             assert len(await client.core.step(timeout=60)) == 3
-            assert all(len(result) == 3 for result in await early)  # type: ignore[arg-type]
+            assert group_sizes(await early) == {3}
 
     run_virtual(main)
 
@@ -162,11 +162,11 @@ def test_a_grid_of_groups_averages_everybody() -> None:
             for index, member in enumerate(swarm.members):
                 await member.core.set_group_bits(format(index // 4, "02b"))
             results = await swarm.step_all(timeout=60)
-            assert all(len(result) == 4 for result in results)  # type: ignore[arg-type]
+            assert group_sizes(results) == {4}
             cells = [await member.core.get_group_bits() for member in swarm.members]
             assert sorted(cells) == sorted(["00", "01", "10", "11"] * 4)
             results = await swarm.step_all(timeout=60)
-            assert all(len(result) == 4 for result in results)  # type: ignore[arg-type]
+            assert group_sizes(results) == {4}
             assert all(member.values == {7.5} for member in swarm.members)
 
     run_virtual(main)
@@ -183,13 +183,13 @@ def test_client_mode_peers_and_auxiliary_peers() -> None:
                 for member in swarm.members:
                     member.reset()
                 results = await swarm.step_all(timeout=60, known_peers=5)
-                assert all(len(result) == 5 for result in results)  # type: ignore[arg-type]
+                assert group_sizes(results) == {5}
                 # 0, 1, 2 and the client's 3; the auxiliary peer's 4 has no weight
                 assert all(member.values == {1.5} for member in swarm.members)
             # neither declares itself, but by now the others know them
             began = monotonic()
             results = await swarm.step_all(timeout=60)
-            assert all(len(result) == 5 for result in results)  # type: ignore[arg-type]
+            assert group_sizes(results) == {5}
             assert monotonic() - began < AT_ONCE
 
     run_virtual(main)
@@ -229,12 +229,12 @@ def test_scheduled_steps_begin_when_all_are_there() -> None:
         async with averagers(4) as swarm:
             began = monotonic()
             results = await swarm.step_all(timeout=60, scheduled_time=get_dht_time() + 20)
-            assert all(len(result) == 4 for result in results)  # type: ignore[arg-type]
+            assert group_sizes(results) == {4}
             assert monotonic() - began < AT_ONCE
             # the next declaration must be later than the one for 20 s ahead, but the window is not
             began = monotonic()
             results = await swarm.step_all(swarm.members[:3], timeout=60)
-            assert all(len(result) == 3 for result in results)  # type: ignore[arg-type]
+            assert group_sizes(results) == {3}
             assert monotonic() - began < 7
 
     run_virtual(main)
@@ -263,11 +263,11 @@ def test_cancelled_and_never_triggered_steps() -> None:
             assert control.stage.name == "AWAITING_TRIGGER"
             assert control.cancel()
             results = await others
-            assert all(len(result) == 2 for result in results)  # type: ignore[arg-type]
+            assert group_sizes(results) == {2}
             assert swarm.members[0].values == {0.0}
             # the averager is as good as before
             results = await swarm.step_all(timeout=60)
-            assert all(len(result) == 3 for result in results)  # type: ignore[arg-type]
+            assert group_sizes(results) == {3}
 
             control = swarm.members[0].core.make_step(timeout=10)
             swarm.members[0].core.start_step(control)
@@ -277,7 +277,7 @@ def test_cancelled_and_never_triggered_steps() -> None:
             assert isinstance(error, AllreduceException)
             assert "allow_allreduce" in str(error)
             assert monotonic() - began < 11
-            assert all(len(result) == 2 for result in await others)  # type: ignore[arg-type]
+            assert group_sizes(await others) == {2}
 
     run_virtual(main)
 
@@ -290,7 +290,7 @@ def test_peers_with_other_tensors_or_another_class_do_not_meet() -> None:
             swarm.name = "DecentralizedAverager"
             await swarm.join(sizes=(4, 4))
             results = await swarm.step_all(timeout=20)
-            assert [len(result) for result in results[:2]] == [2, 2]  # type: ignore[arg-type]
+            assert group_sizes(results[:2]) == {2}
             assert all(isinstance(result, AllreduceException) for result in results[2:])
             assert [member.values for member in swarm.members] == [{0.5}, {0.5}, {2.0}, {3.0}]
 
