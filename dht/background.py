@@ -32,10 +32,13 @@ class BackgroundNode:
     def __init__(self, shutdown_timeout: float) -> None:
         check_seconds("shutdown_timeout", shutdown_timeout)
         self.shutdown_timeout = shutdown_timeout
+        #: as processes have one; of no meaning here
+        self.name = type(self).__name__
         # guards the two below; the node itself is owned by the network thread
         self._lock = threading.Lock()
         self._starting: HivemindFuture[DHTNode] | None = None
         self._ended = False
+        self._shut_down = threading.Event()
         self._runtime = get_runtime()
         # owned by the network thread
         self._start_task: asyncio.Task[Any] | None = None
@@ -67,6 +70,13 @@ class BackgroundNode:
             except BaseException:
                 self.shutdown()
                 raise
+
+    def start(self) -> None:
+        """`run_in_background` without waiting, by the name that processes have for it.
+
+        :raises RuntimeClosedError: if it was started before
+        """
+        self.run_in_background(await_ready=False)
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
         """Wait until the node has joined.
@@ -108,6 +118,7 @@ class BackgroundNode:
             logger.warning("shutdown of the DHT: %s", error)
         finally:
             self._runtime.release()
+            self._shut_down.set()
 
     def is_alive(self) -> bool:
         """Whether it was started and neither failed nor was shut down."""
@@ -120,6 +131,16 @@ class BackgroundNode:
     def pid(self) -> int:
         """The process in which the node runs: this one."""
         return os.getpid()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until another thread has shut it down.
+
+        :param timeout: seconds; then it returns all the same
+        :raises RuntimeClosedError: if it was not started
+        """
+        if not self._ended:
+            self._started()
+        self._shut_down.wait(timeout)
 
     def terminate(self) -> None:
         """`shutdown`, by the name that processes have for it."""

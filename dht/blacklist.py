@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from hivemind.clock import get_dht_time
@@ -27,7 +28,7 @@ class Blacklist:
         self.backoff = backoff_rate
         self.banned_peers: TimedStorage[PeerID, int] = TimedStorage(**{"maxsize": 10_000, **options})
         #: failures in a row
-        self.ban_counter: dict[PeerID, int] = {}
+        self.ban_counter: Counter[PeerID] = Counter()
 
     def register_failure(self, peer: PeerID) -> None:
         """The peer has not answered. Failures while it is blacklisted already do not count."""
@@ -50,7 +51,7 @@ class Blacklist:
 
     def __getitem__(self, peer: PeerID) -> int:
         """Failures in a row."""
-        return self.ban_counter.get(peer, 0)
+        return self.ban_counter[peer]
 
     def __len__(self) -> int:
         return len(self.banned_peers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -14,16 +13,33 @@ from hivemind.dht.lookup import Node
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue, StoredValue
 from hivemind.identity import PeerID
+from hivemind.timed_storage import TimedStorage
 
 if TYPE_CHECKING:
     from hivemind.dht.node import DHTNode
 
-__all__ = ["CachePolicy"]
+__all__ = ["CachePolicy", "CacheRefreshQueue"]
 
 #: Cached keys that wait to be renewed; more expire and are looked for again when they are asked for.
 MAX_RENEWALS: Final = 4096
 #: Keys due within so many seconds are renewed by one search.
 RENEW_TOGETHER_SECONDS: Final = 0.5
+
+
+class CacheRefreshQueue(TimedStorage[DHTID, DHTExpiration]):
+    """Keys of cached values that are in use, each until it is renewed. They leave it by `take_due` only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen = True
+
+    def take_due(self, until: DHTExpiration) -> list[DHTID]:
+        """Those to be renewed up to a time, soonest first; they are no longer in it."""
+        due: list[DHTID] = []
+        while (first := self.top()) is not None and first[1].expiration_time <= until:
+            due.append(first[0])
+            del self[first[0]]
+        return due
 
 
 class CachePolicy:
@@ -32,9 +48,7 @@ class CachePolicy:
     def __init__(self, node: DHTNode, scope: TaskScope) -> None:
         self._node = node
         self._scope = scope
-        # (when, key) of cached values in use; the set holds the same keys
-        self._renewals: list[tuple[DHTExpiration, DHTID]] = []
-        self._renewing: set[DHTID] = set()
+        self.refresh_queue = CacheRefreshQueue()
         self._renewer: asyncio.Task[None] | None = None
         self._sooner = asyncio.Event()
 
@@ -64,17 +78,17 @@ class CachePolicy:
     def note_use(self, key: DHTID, expiration_time: DHTExpiration) -> None:
         """A copy was used: it is renewed before it expires."""
         early = self._node.options.cache_refresh_before_expiry
-        if not early or key in self._renewing or len(self._renewals) >= MAX_RENEWALS or expiration_time == float("inf"):
+        queue = self.refresh_queue
+        if not early or key in queue or len(queue) >= MAX_RENEWALS or expiration_time == float("inf"):
             return
-        self._renewing.add(key)
-        heapq.heappush(self._renewals, (expiration_time - early, key))
+        queue.store(key, expiration_time - early, expiration_time - early)
         self._sooner.set()
         if self._renewer is None or self._renewer.done():
             self._renewer = self._scope.start(self._renew(), name="renewal of cached values")
 
     async def _renew(self) -> None:
-        while self._renewals:
-            wait = self._renewals[0][0] - get_dht_time()
+        while (first := self.refresh_queue.top()) is not None:
+            wait = first[1].expiration_time - get_dht_time()
             if wait > 0:
                 self._sooner.clear()
                 try:
@@ -83,8 +97,4 @@ class CachePolicy:
                 except TimeoutError:
                     continue
                 continue
-            due: list[DHTID] = []
-            while self._renewals and self._renewals[0][0] <= get_dht_time() + RENEW_TOGETHER_SECONDS:
-                due.append(heapq.heappop(self._renewals)[1])
-            self._renewing.difference_update(due)
-            await self._node.renew(due)
+            await self._node.renew(self.refresh_queue.take_due(get_dht_time() + RENEW_TOGETHER_SECONDS))

@@ -201,7 +201,9 @@ class Getter:
                 key: finder.lookup(key, bucket_size if beam_size is None else beam_size, quorum=quorum)
                 for key in by_key
             }
-            await finder.run(lookups.values(), ask, on_finished, num_workers, one_first=one_first, beyond_crowds=True)
+            # those of the quorum are asked at once: all of them have to answer
+            workers = max(num_workers, quorum or 0)
+            await finder.run(lookups.values(), ask, on_finished, workers, one_first=one_first, beyond_crowds=True)
         except BaseException as caught:
             error = caught
             raise

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import enum
 import heapq
-import itertools
 from bisect import insort
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from hivemind.dht.crowds import allowed_within, count_in, is_crowded
-from hivemind.dht.records import MAX_NEIGHBORS
 from hivemind.dht.routing import DHTID
 from hivemind.identity import PeerID
 
@@ -44,10 +42,17 @@ class Lookup:
     :param own_id: never asked, never counted
     :param quorum: for the latest value: if so many of the nearest nodes have the same one, it is taken for the latest;
         if they do not, twice as many are asked, and all of the beam while none has any
+    :param contacts_per_beam: how many nodes are asked at most, in multiples of the widest beam
     """
 
     def __init__(
-        self, target: DHTID, beam_size: int, own_id: DHTID | None = None, *, quorum: int | None = None
+        self,
+        target: DHTID,
+        beam_size: int,
+        own_id: DHTID | None = None,
+        *,
+        quorum: int | None = None,
+        contacts_per_beam: float = MAX_CONTACTS_PER_BEAM,
     ) -> None:
         self.target = target
         self.beam_size = beam_size
@@ -62,7 +67,9 @@ class Lookup:
         self.peers: dict[DHTID, PeerID] = {}
         self._by_distance: list[tuple[int, DHTID]] = []
         self._stopped = False
-        self._asked = 0
+        self._contacts_per_beam = contacts_per_beam
+        #: nodes that were asked, whatever became of it
+        self.asked: set[DHTID] = set()
         #: nodes that have not answered
         self.failures = 0
         # answers that led to each node
@@ -94,7 +101,7 @@ class Lookup:
 
     def candidate(self) -> DHTID | None:
         """The nearest node in the beam that has not been asked."""
-        if self._stopped or self._asked >= MAX_CONTACTS_PER_BEAM * self.widest:
+        if self._stopped or self._spent:
             return None
         for _, node_id in self._by_distance[: self._reach]:
             if self.states[node_id] is NodeState.HEARD:
@@ -107,6 +114,11 @@ class Lookup:
             return False
         reach = self._reach
         return len(self._by_distance) <= reach or (node_id ^ self.target) <= self._by_distance[reach - 1][0]
+
+    @property
+    def _spent(self) -> bool:
+        """Whether no more nodes may be asked."""
+        return len(self.asked) >= self._contacts_per_beam * self.widest
 
     @property
     def _reach(self) -> int:
@@ -122,7 +134,7 @@ class Lookup:
     def ask(self, node_id: DHTID) -> None:
         """Note that the node is being asked."""
         self.states[node_id] = NodeState.ASKED
-        self._asked += 1
+        self.asked.add(node_id)
 
     def answer(self, node_id: DHTID, named: Iterable[Node]) -> list[DHTID]:
         """Note that the node has answered, and whom it named.
@@ -176,7 +188,7 @@ class Lookup:
         """Whether it is stopped, or all in the beam have answered."""
         if self._stopped:
             return True
-        spent = self._asked >= MAX_CONTACTS_PER_BEAM * self.widest
+        spent = self._spent
         for _, node_id in self._by_distance[: self._span(self.beam_size)]:
             state = self.states[node_id]
             if state is NodeState.ASKED or (state is NodeState.HEARD and not spent):
@@ -289,7 +301,7 @@ class LookupPlan:
             if lookup is None:
                 continue
             if target in named:
-                heard = lookup.answer(request.node_id, itertools.islice(named[target], MAX_NEIGHBORS))
+                heard = lookup.answer(request.node_id, named[target])
                 if self._heard:
                     self._note_heard(lookup, heard)
             else:

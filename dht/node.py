@@ -11,7 +11,7 @@ from hivemind.aio import TaskScope
 from hivemind.clock import DHTExpiration
 from hivemind.dht.blacklist import Blacklist
 from hivemind.dht.bootstrap import bootstrap, parse_initial_peers
-from hivemind.dht.cache import CachePolicy
+from hivemind.dht.cache import CachePolicy, CacheRefreshQueue
 from hivemind.dht.config import DHTNodeOptions, split_node_options
 from hivemind.dht.counters import DHTStats
 from hivemind.dht.finding import Finder
@@ -371,6 +371,11 @@ class DHTNode:
     def pending_get_requests(self) -> dict[DHTID, KeySearch]:
         """Searches under way by the id of their key."""
         return self._getter.pending
+
+    @property
+    def cache_refresh_queue(self) -> CacheRefreshQueue:
+        """Cached keys in use, and when each is renewed."""
+        return self.cache_policy.refresh_queue
 
     def _check_alive(self) -> None:
         if not self.is_alive:

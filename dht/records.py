@@ -10,6 +10,7 @@ from hivemind.errors import ConfigError, SerializationError
 from hivemind.serializer import MSGPackSerializer
 
 __all__ = [
+    "BinaryDHTValue",
     "DHTKey",
     "DHTValue",
     "Subkey",
@@ -26,6 +27,9 @@ DHTKey = Any
 DHTValue = Any
 #: What a user may name an entry of a dictionary by: hashable, with a form in msgpack, not None.
 Subkey = Any
+
+#: A plain value as it is stored: serialized, with the tail of its signature if it has one.
+BinaryDHTValue = bytes
 
 #: In place of a subkey: the record is a plain value (msgpack nil), or a whole dictionary.
 IS_REGULAR_VALUE: Final = b"\xc0"

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, Literal, overload
 
 from hivemind.clock import DHTExpiration, get_dht_time
+from hivemind.dht.records import BinaryDHTValue, DHTKey, DHTValue, Subkey
 from hivemind.errors import ConfigError
 from hivemind.identity import PeerID
 from hivemind.serializer import MSGPackSerializer
 
-__all__ = ["DHTID", "KBucket", "RoutingTable"]
+# the types of keys and values have this path in hivemind 1.1
+__all__ = ["DHTID", "BinaryDHTValue", "DHTKey", "DHTValue", "KBucket", "RoutingTable", "Subkey"]
 
 ID_BITS: Final = 160
 ID_BYTES: Final = 20
@@ -239,11 +241,11 @@ class RoutingTable:
             return False
         return self.buckets[self.get_bucket_index(node_id)].add_or_update_node(node_id, peer_id)
 
-    def get(self, *, node_id: DHTID | None = None, peer_id: PeerID | None = None) -> Any:
-        """The peer of a node id, or the node id of a peer; None if it is unknown."""
+    def get(self, *, node_id: DHTID | None = None, peer_id: PeerID | None = None, default: Any = None) -> Any:
+        """The peer of a node id, or the node id of a peer; ``default`` if it is unknown."""
         if node_id is not None:
-            return self.uid_to_peer_id.get(node_id)
-        return self.peer_id_to_uid.get(peer_id) if peer_id is not None else None
+            return self.uid_to_peer_id.get(node_id, default)
+        return self.peer_id_to_uid.get(peer_id, default) if peer_id is not None else default
 
     def get_nearest_neighbors(
         self, query_id: DHTID, k: int, exclude: DHTID | None = None

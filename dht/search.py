@@ -58,9 +58,10 @@ async def run_lookups(
     *,
     num_workers: int,
     chunk_size: int,
-    patience: Patience,
+    patience: Patience | None,
     deadline: Deadline,
     one_first: bool = False,
+    most_workers: int | None = None,
 ) -> None:
     """Run ``lookups`` to their end.
 
@@ -72,12 +73,14 @@ async def run_lookups(
     :param on_finished: called as soon as a lookup has finished; at the latest when the deadline passes
     :param num_workers: requests under way at first
     :param chunk_size: ids in one request
+    :param patience: None: no request counts as slow
+    :param most_workers: requests under way at most; None: the width of the beam
     :param one_first: begin with one request, whatever ``num_workers`` says: its answer may be all that is needed
     """
     lookups = list(lookups)
     run = _Run(LookupPlan(lookups, chunk_size), ask, on_finished, num_workers, patience)
     run.window = 1 if one_first else run.workers
-    run.widest = max((lookup.widest for lookup in lookups), default=1)
+    run.widest = most_workers or max((lookup.widest for lookup in lookups), default=1)
     await run.run(deadline)
 
 
@@ -90,7 +93,7 @@ class _Run:
         ask: Callable[[Request], Awaitable[Answer]],
         on_finished: Callable[[Lookup], None],
         num_workers: int,
-        patience: Patience,
+        patience: Patience | None,
     ) -> None:
         self._plan = plan
         self._ask = ask
@@ -132,26 +135,32 @@ class _Run:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         began = loop.time()
-        overdue = loop.call_later(self._patience.seconds, self._overdue, request, task, group)
+        overdue: asyncio.TimerHandle | None = None
+        if self._patience is not None:
+            overdue = loop.call_later(self._patience.seconds, self._overdue, request, task, group, self._patience)
         try:
             answer = await self._ask(request)
         finally:
-            overdue.cancel()
+            if overdue is not None:
+                overdue.cancel()
         if answer is None:
             self.window = max(self.window, self.workers)
             self._plan.fail(request)
         else:
-            self._patience.note(loop.time() - began)
+            if self._patience is not None:
+                self._patience.note(loop.time() - began)
             self.window = max(self.window, min(self.window + 1, self.widest))
             self._plan.answer(request, answer)
         self._forget(task)
         self._settle()
         self._pump(group)
 
-    def _overdue(self, request: Request, task: asyncio.Task[None], group: asyncio.TaskGroup) -> None:
+    def _overdue(
+        self, request: Request, task: asyncio.Task[None], group: asyncio.TaskGroup, patience: Patience
+    ) -> None:
         if task.cancelling():
             return  # the search ends
-        self._patience.note_overdue()
+        patience.note_overdue()
         self._plan.doubt(request)
         self._prompt.discard(task)
         self._pump(group)

@@ -9,16 +9,13 @@ from typing import Any, Final
 import msgpack
 
 from hivemind.clock import DHTExpiration, get_dht_time
-from hivemind.dht.records import MAX_ENTRIES, MAX_RECORD_BYTES, Subkey, check_subkey
+from hivemind.dht.records import MAX_ENTRIES, MAX_RECORD_BYTES, BinaryDHTValue, Subkey, check_subkey
 from hivemind.dht.routing import DHTID
 from hivemind.errors import SerializationError
 from hivemind.serializer import MSGPackSerializer
 from hivemind.timed_storage import TimedStorage
 
 __all__ = ["BinaryDHTValue", "DHTLocalStorage", "DictionaryDHTValue", "StoredValue"]
-
-#: A plain value as it is stored: serialized, with the tail of its signature if it has one.
-BinaryDHTValue = bytes
 
 #: Bytes that one node keeps for others before it lets go of what expires soonest.
 MAX_STORAGE_BYTES: Final = 512 * 1024 * 1024

@@ -57,10 +57,12 @@ func (n *Node) bootstrap(ctx context.Context, cfg *config.Config, peers, ipfs []
 			n.log.Warn("not joined yet", "error", err)
 		}
 	}
-	if n.routing != nil {
+	if n.routing != nil && cfg.IPFS {
 		if err := n.routing.Bootstrap(n.ctx); err != nil {
 			return fmt.Errorf("kademlia routing: %w", err)
 		}
+	} else if n.routing != nil {
+		n.background.Go(n.keepRouting)
 	}
 	n.background.Go(func() { n.keepJoined(cfg, slices.Concat(peers, ipfs)) })
 	return nil
@@ -144,9 +146,12 @@ func (n *Node) acquaintances() []peer.AddrInfo {
 }
 
 // pokeJoin has keepJoined look again now.
-func (n *Node) pokeJoin() {
+func (n *Node) pokeJoin() { poke(n.alone) }
+
+// poke wakes whoever waits for the channel, which has room for one; nobody is woken twice for what has happened before.
+func poke(wakes chan<- struct{}) {
 	select {
-	case n.alone <- struct{}{}:
+	case wakes <- struct{}{}:
 	default:
 	}
 }

@@ -39,8 +39,12 @@ const (
 	maxWindow     = 4 << 20
 )
 
-// keepAlive is between questions whether the other side is still there; it has 10 s to answer.
-const keepAlive = 10 * time.Second
+// The multiplexer asks now and then whether the other side is still there; it has 10 s to answer. Each question wakes both processes: where
+// the kernel watches the connection (boundSilence), it is only for peers that have stopped while their machine goes on.
+const (
+	keepAlive          = 30 * time.Second
+	keepAliveUnwatched = 10 * time.Second
+)
 
 // Connections are trimmed to lowWater when there are more than highWater, none younger than the grace period.
 const (
@@ -79,7 +83,7 @@ func newHost(cfg *config.Config, key crypto.PrivKey, n *Node, watch *guardedMana
 		libp2p.BandwidthReporter(n.traffic),
 		libp2p.SwarmOpts(swarm.WithDialRanker(rankDials)),
 		libp2p.WithDialTimeout(cfg.DialTimeout.Duration()),
-		libp2p.Muxer(yamux.ID, muxer()),
+		libp2p.Muxer(yamux.ID, muxer(n.private)),
 		libp2p.Transport(tcp.NewTCPTransport),
 	}
 	secret, err := cfg.PrivateNetwork()
@@ -131,11 +135,14 @@ func checkPorts(cfg *config.Config) error {
 	return nil
 }
 
-func muxer() *yamux.Transport {
+func muxer(private bool) *yamux.Transport {
 	settings := *yamux.DefaultTransport.Config()
 	settings.InitialStreamWindowSize = initialWindow
 	settings.MaxStreamWindowSize = maxWindow
 	settings.KeepAliveInterval = keepAlive
+	if private {
+		settings.KeepAliveInterval = keepAliveUnwatched
+	}
 	return (*yamux.Transport)(&settings)
 }
 

@@ -54,6 +54,7 @@ type Node struct {
 	puncher *punch.Puncher // nil if relayed connections stay so
 	pushes  *pushes
 	alone   chan struct{} // wakes keepJoined
+	moved   chan struct{} // wakes keepRouting
 
 	background sync.WaitGroup // the bootstrap loop, and those of relays and reachability
 	ctx        context.Context
@@ -67,7 +68,8 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, erro
 		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}
 	n := &Node{
-		log: log, traffic: &traffic{}, meter: meter.New(), alone: make(chan struct{}, 1), private: cfg.SwarmKey != "",
+		log: log, traffic: &traffic{}, meter: meter.New(), private: cfg.SwarmKey != "",
+		alone: make(chan struct{}, 1), moved: make(chan struct{}, 1),
 	}
 	n.guard = n.newGuard(cfg)
 	if cfg.MetricsListen != "" {

@@ -187,6 +187,7 @@ func (n *Node) follow(what any) {
 		n.reach.mu.Unlock()
 	case event.EvtLocalAddressesUpdated:
 		n.dropStranded()
+		poke(n.moved)
 	case event.EvtPeerConnectednessChanged:
 		if n.relays != nil && finding.Connectedness == network.NotConnected {
 			n.relays.lost(finding.Peer)

@@ -27,29 +27,56 @@ const lookupTimeout = 10 * time.Second
 // before those whom it joined through have asked it for its addresses.
 var lookupPauses = []time.Duration{50 * time.Millisecond, 200 * time.Millisecond}
 
-// boundedRouting keeps one search from taking all the time of the call that needs it.
-type boundedRouting struct{ routing *dht.IpfsDHT }
+// Searches of the routing ask three peers at a time, as Kademlia does; the library's ten are for a network of many dead ones.
+const searchWidth = 3
+
+// boundedRouting finds addresses. It keeps one search from taking all the time of the call that needs it.
+type boundedRouting struct{ node *Node }
 
 // FindPeer implements routedhost.Routing.
-func (r *boundedRouting) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
+func (r boundedRouting) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
 	bounded, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	known := len(r.routing.Host().Peerstore().Addrs(p)) > 0
+	if len(r.node.host.Peerstore().Addrs(p)) > 0 { // which have been tried
+		return r.node.routing.FindPeer(bounded, p)
+	}
 	for _, pause := range lookupPauses {
-		info, err := r.routing.FindPeer(bounded, p)
-		if known || err == nil && len(info.Addrs) > 0 {
-			return info, err
+		if info, err := r.firstAddrs(bounded, p); err == nil && len(info.Addrs) > 0 {
+			return info, nil
 		}
 		select {
 		case <-time.After(pause):
 		case <-bounded.Done():
 		}
 	}
-	info, err := r.routing.FindPeer(bounded, p)
+	info, err := r.firstAddrs(bounded, p)
 	if ctx.Err() == nil && (bounded.Err() != nil || err == nil && len(info.Addrs) == 0) {
 		err = routing.ErrNotFound
 	}
 	return info, err
+}
+
+// firstAddrs searches until somebody has named an address of p. The library goes on until it is connected to p, and meanwhile dials
+// whoever else is near p.
+func (r boundedRouting) firstAddrs(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
+	store := r.node.host.Peerstore()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	named := store.AddrStream(ctx, p)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := r.node.routing.FindPeer(ctx, p)
+		ended <- err
+	}()
+	select {
+	case <-named: // also closed when ctx has ended
+		err := ctx.Err()
+		cancel()
+		<-ended
+		return store.PeerInfo(p), err
+	case err := <-ended:
+		return store.PeerInfo(p), err
+	}
 }
 
 // relayingHost opens streams through relays too. Without leave for that, a stream waits for a direct connection until its time is over, and so
@@ -73,14 +100,47 @@ func (n *Node) startRouting(cfg *config.Config, peers []peer.AddrInfo) error {
 	default:
 		mode = dht.ModeAuto
 	}
-	// Defaults otherwise: k = 20, alpha = 10, resiliency 3, no filter of addresses.
-	kad, err := dht.New(relayingHost{n.host}, dht.Mode(mode), dht.BootstrapPeers(peers...))
+	// Defaults otherwise: k = 20, resiliency 3, no filter of addresses.
+	options := []dht.Option{dht.Mode(mode), dht.BootstrapPeers(peers...)}
+	if !cfg.IPFS {
+		options = append(options, dht.Concurrency(searchWidth), dht.DisableAutoRefresh()) // see keepRouting
+	}
+	kad, err := dht.New(relayingHost{n.host}, options...)
 	if err != nil {
 		return fmt.Errorf("kademlia routing: %w", err)
 	}
 	n.routing = kad
-	n.routed = routedhost.Wrap(n.host, &boundedRouting{kad})
+	n.routed = routedhost.Wrap(n.host, boundedRouting{n})
 	return nil
+}
+
+// refreshPeriod is between two looks at all parts of the routing table, as in the library.
+const refreshPeriod = 10 * time.Minute
+
+// settleTime is how long addresses have to stay before those near this peer are told.
+const settleTime = time.Second
+
+// keepRouting has this peer known to those near it in the routing's space, who are asked for its addresses: after it has joined, and when
+// its addresses have changed. The library searches the whole space at once when it starts, which in a swarm of less than a hundred peers
+// connects everybody with everybody.
+func (n *Node) keepRouting() {
+	refresh := time.NewTicker(refreshPeriod)
+	defer refresh.Stop()
+	for {
+		n.meetNearby(n.ctx)
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-refresh.C:
+			n.routing.RefreshRoutingTable()
+		case <-n.moved:
+			select {
+			case <-n.ctx.Done():
+				return
+			case <-time.After(settleTime):
+			}
+		}
+	}
 }
 
 // FindPeer returns the addresses of p: those of a connection, or what the routing finds.
@@ -95,7 +155,7 @@ func (n *Node) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
 		}
 		return info, nil
 	}
-	info, err := (&boundedRouting{n.routing}).FindPeer(allowRelayed(ctx), p)
+	info, err := boundedRouting{n}.FindPeer(allowRelayed(ctx), p)
 	if err != nil {
 		return info, classifyConnect(p, n.contextOr(ctx, p, err))
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // A TCP connection on which nothing comes back is closed after silence: when the other machine, or an address or a mapping on the way, is
-// gone, the kernel would try for a quarter of an hour, and the multiplexer notices after 20 s. The kernels of both sides answer for
+// gone, the kernel would try for a quarter of an hour, and the multiplexer notices after 40 s. The kernels of both sides answer for
 // themselves, so that neither a busy peer nor a slow link with full buffers is taken for a lost one.
 const (
 	silence = 6 * time.Second

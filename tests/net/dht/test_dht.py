@@ -284,6 +284,23 @@ def test_shutdown_during_the_start() -> None:
             other.wait_until_ready(-1)
 
 
+def test_it_is_started_and_joined_like_a_process() -> None:
+    dht = DHT(start=False, **LOCAL)
+    with pytest.raises(RuntimeClosedError, match="not started"):
+        dht.join()
+    assert dht.name == "DHT"
+    dht.start()
+    dht.wait_until_ready(PATIENCE)
+    dht.join(timeout=0)
+    assert dht.is_alive()
+    joined = threading.Thread(target=dht.join)
+    joined.start()
+    dht.shutdown()
+    joined.join(PATIENCE)
+    assert not joined.is_alive()
+    dht.join()
+
+
 def test_a_start_that_takes_too_long_is_given_up() -> None:
     dht = DHT(start=False, **LOCAL)
     with pytest.raises(concurrent.futures.TimeoutError):

@@ -155,8 +155,11 @@ def test_cache_and_its_renewal() -> None:
             assert await far.get("key") == (1, begin + 30)
             assert far.protocol.cache.get(key) is not None
             assert await swarm.nodes[0].store("key", 2, begin + 300)
+            assert not far.cache_refresh_queue
             assert await far.get("key") == (1, begin + 30), "the first live value, here its copy"
+            assert far.cache_refresh_queue.top() == (key, (begin + 25, begin + 25))
             await asyncio.sleep(27)
+            assert not far.cache_refresh_queue
             assert await far.get("key") == (2, begin + 300), "renewed before it expired, as it was in use"
             assert await far.get("key", latest=True) == (2, begin + 300)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hivemind.clock import get_dht_time
 from hivemind.dht.messages import drop_invalid, parse_found, parse_id, parse_neighbors, parse_record, store_requests
-from hivemind.dht.records import IS_DICTIONARY, IS_REGULAR_VALUE, MAX_RECORD_BYTES
+from hivemind.dht.records import IS_DICTIONARY, IS_REGULAR_VALUE, MAX_NEIGHBORS, MAX_RECORD_BYTES
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
@@ -198,3 +198,9 @@ def test_self_is_no_neighbour() -> None:
         nearest_node_ids=[DHTID(n).to_bytes() for n in (1, 2, 3)], nearest_peer_ids=[b"self", b"other", b"third"]
     )
     assert parse_neighbors(result, (DHTID(2), PeerID(b"self"))) == {DHTID(3): PeerID(b"third")}
+
+
+def test_neighbors_are_bounded() -> None:
+    many = [DHTID(n).to_bytes() for n in range(1, 5000)]
+    result = dht_pb2.FindResult(nearest_node_ids=many, nearest_peer_ids=many)
+    assert list(parse_neighbors(result, (DHTID(0), None))) == list(range(1, MAX_NEIGHBORS + 1))
