@@ -1,6 +1,6 @@
 """The way of a DHT node to the node of another process on the same daemon.
 
-A daemon does not call itself, so a node whose peer id is one's own cannot be reached over the network. The process
+A node whose peer id is one's own is nobody that the network could look up. The process
 whose node answers for the peer keeps a `Door`, a unix socket beside that of the daemon, in the same folder of mode
 0700; a copy of the DHT in another process reaches it by a `Home`. One connection carries one call: a request ``u32
 length, u8 method, message``, then an answer ``u32 length, u8 failed, message or text of the error``, big-endian.

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from hivemind.aio import TaskScope, with_deadline
 from hivemind.clock import Deadline
-from hivemind.errors import ConfigError, ControlFailure, DeadlineExceeded, HivemindError, PeerUnreachable, StreamReset
+from hivemind.errors import ConfigError, ControlFailure, DeadlineExceeded, HivemindError, StreamReset
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p.calls import Numbers, error_of
@@ -294,7 +294,7 @@ class ControlClient(asyncio.BufferedProtocol):
 
     async def call(self, peer: PeerID, name: str, request: Buffer, deadline: Deadline) -> Buffer:
         """See `transport.Transport.call`."""
-        self._check_call(peer, name, deadline)
+        self._check_call(name, deadline)
         view = memoryview(request).cast("B")
         check_request(len(view), len(peer.to_bytes()), name, self.max_unary)
         stream = self._open(peer, name, Mode.UNARY, deadline, view)
@@ -317,7 +317,7 @@ class ControlClient(asyncio.BufferedProtocol):
 
     async def open(self, peer: PeerID, name: str, mode: Mode, deadline: Deadline) -> ControlStream:
         """See `transport.Transport.open`."""
-        self._check_call(peer, name, deadline)
+        self._check_call(name, deadline)
         stream = self._open(peer, name, mode, deadline, None)
         stream.opened = self._loop.create_future()
         try:
@@ -333,11 +333,9 @@ class ControlClient(asyncio.BufferedProtocol):
             raise
         return stream
 
-    def _check_call(self, peer: PeerID, name: str, deadline: Deadline) -> None:
+    def _check_call(self, name: str, deadline: Deadline) -> None:
         self.check()
         deadline.check(f"call of {name}")
-        if peer == self.peer_id:
-            raise PeerUnreachable(f"{peer}: dial to self attempted")
 
     def _open(self, peer: PeerID, name: str, mode: Mode, deadline: Deadline, first: memoryview | None) -> ControlStream:
         number = self._stream_numbers.take(cast("dict[int, object]", self._streams))

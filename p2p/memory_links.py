@@ -99,6 +99,8 @@ class Links:
             live.break_off(own)
 
     def _conditions(self, source: PeerID, target: PeerID) -> Conditions:
+        if source == target:
+            return CLEAR
         if not self._local:
             return self._everywhere
         bearing = tuple(fault for fault in self._local if fault.bears_on(source, target))
@@ -179,12 +181,12 @@ class Links:
         return self.dial(source, peer)
 
     def dial(self, source: Host, peer: PeerID) -> Host:
-        """Connect to ``peer``, unless connected.
+        """Connect to ``peer``, unless connected or oneself.
 
-        :raises PeerUnreachable: if it is dead, unknown or oneself
+        :raises PeerUnreachable: if it is dead or unknown
         """
         if peer == source.peer_id:
-            raise PeerUnreachable(f"{peer}: dial to self attempted")
+            return source
         host = self.hosts.get(peer)
         if host is None or not host.clients:
             raise PeerUnreachable(f"{peer}: routing: not found")

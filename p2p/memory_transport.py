@@ -134,6 +134,8 @@ class MemoryTransport:
     async def connect(self, peer: PeerID, addresses: Sequence[Multiaddr], deadline: Deadline) -> None:
         self._check_open()
         deadline.check(f"connecting to {peer}")
+        if peer == self.peer_id:
+            raise PeerUnreachable(f"{peer}: dial to self attempted")
         try:
             await with_deadline(self._links.reach(self._host, peer), deadline, f"connecting to {peer}")
         except PeerUnreachable as error:

@@ -164,10 +164,45 @@ class TransportConformance:
             await alice.open(STRANGER, "echo", Mode.RAW, soon())
 
     @pytest.mark.asyncio
-    async def test_nobody_calls_oneself(self, swarm: Swarm) -> None:
+    async def test_a_peer_calls_itself(self, swarm: Swarm) -> None:
         alice = await swarm.transport()
-        with pytest.raises(P2PDaemonError, match="dial to self"):
-            await alice.call(alice.peer_id, "echo", b"", soon())
+        request = bytes(range(256)) * 4096
+        await alice.listen_unary("echo", echo)
+        assert await alice.call(alice.peer_id, "echo", request, soon()) == request
+
+        async def who(request: object, remote: PeerID) -> bytes:
+            return remote.to_bytes()
+
+        # another client of the same peer
+        replica = await swarm.replica(alice)
+        await replica.listen_unary("who", who)
+        assert await alice.call(alice.peer_id, "who", b"", soon()) == alice.peer_id.to_bytes()
+        with pytest.raises(ProtocolNotSupported, match="protocol not supported"):
+            await alice.call(alice.peer_id, "nothing", b"", soon())
+        assert await alice.peers() == []
+        with pytest.raises(PeerUnreachable, match="dial to self"):
+            await alice.connect(alice.peer_id, [], soon())
+
+    @pytest.mark.asyncio
+    async def test_a_peer_has_streams_to_itself(self, swarm: Swarm) -> None:
+        alice = await swarm.transport()
+
+        async def twice(stream: Stream) -> None:
+            while (message := await stream.receive()) is not None:
+                await stream.send(bytes(message) * 2)
+
+        hanging = Hanging()
+        for name, mode in (("messages", Mode.MESSAGES), ("raw", Mode.RAW)):
+            await alice.listen_stream(name, mode, twice)
+            stream = await alice.open(alice.peer_id, name, mode, soon())
+            await stream.send(b"ab")
+            await stream.finish()
+            assert await bounded(until_end(stream)) == [b"abab"]
+        await alice.listen_stream("hang", Mode.MESSAGES, hanging.stream)
+        stream = await alice.open(alice.peer_id, "hang", Mode.MESSAGES, soon())
+        await bounded(hanging.entered.wait())
+        stream.reset()
+        await bounded(hanging.cancelled.wait())
 
     @pytest.mark.asyncio
     async def test_a_deadline_ends_the_call_on_both_sides(self, swarm: Swarm) -> None:

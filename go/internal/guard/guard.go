@@ -54,6 +54,8 @@ type Limits struct {
 	Flood int
 	// Ban is for how long a peer is refused that was dropped.
 	Ban time.Duration
+	// Own is this peer, which may call itself: what it is refused does not count against it.
+	Own peer.ID
 }
 
 // Events are what a guard tells. They come without its locks held, and must not wait.
@@ -136,7 +138,7 @@ func (g *Guard) Closed(p peer.ID) {
 // Refused counts something that p was refused.
 func (g *Guard) Refused(p peer.ID, why Reason) {
 	g.refusals[why].Add(1)
-	if g.limits.Flood == 0 {
+	if g.limits.Flood == 0 || p == g.limits.Own {
 		return
 	}
 	g.mu.Lock()

@@ -12,8 +12,8 @@ import (
 	"hivemind/p2pd/internal/guard"
 )
 
-func (n *Node) newGuard(cfg *config.Config) *guard.Guard {
-	limits := guard.Limits{Streams: cfg.PeerStreams, Flood: cfg.FloodLimit, Ban: cfg.FloodBan.Duration()}
+func (n *Node) newGuard(cfg *config.Config, own peer.ID) *guard.Guard {
+	limits := guard.Limits{Streams: cfg.PeerStreams, Flood: cfg.FloodLimit, Ban: cfg.FloodBan.Duration(), Own: own}
 	var slowed, dropped sparse
 	events := guard.Events{
 		Slowed: func(p peer.ID, why guard.Reason) {

@@ -35,7 +35,7 @@ func classifyOpen(p peer.ID, handler string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case isNotSupported(err):
+	case errors.Is(err, ErrNotSupported), isNotSupported(err):
 		return fmt.Errorf("%w: %s has no handler %q", ErrNotSupported, p, handler)
 	case errors.Is(err, network.ErrResourceLimitExceeded):
 		return fmt.Errorf("%w: %w", ErrBusy, err)

@@ -53,6 +53,7 @@ type Node struct {
 	service *relayService  // nil if this peer does not relay for others
 	puncher *punch.Puncher // nil if relayed connections stay so
 	pushes  *pushes
+	own     *ownWay
 	alone   chan struct{} // wakes keepJoined
 	moved   chan struct{} // wakes keepRouting
 
@@ -67,11 +68,15 @@ func New(ctx context.Context, cfg *config.Config, log *slog.Logger) (*Node, erro
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}
+	id, err := peer.IDFromPrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrIdentity, err)
+	}
 	n := &Node{
 		log: log, traffic: &traffic{}, meter: meter.New(), private: cfg.SwarmKey != "",
-		alone: make(chan struct{}, 1), moved: make(chan struct{}, 1),
+		alone: make(chan struct{}, 1), moved: make(chan struct{}, 1), own: newOwnWay(id),
 	}
-	n.guard = n.newGuard(cfg)
+	n.guard = n.newGuard(cfg, id)
 	if cfg.MetricsListen != "" {
 		n.metrics = prometheus.NewRegistry()
 	}
@@ -131,6 +136,7 @@ func (n *Node) start(ctx context.Context, cfg *config.Config) error {
 func (n *Node) Close() {
 	n.cancel()
 	n.background.Wait()
+	n.own.close()
 	if n.puncher != nil {
 		n.puncher.Close()
 	}
@@ -247,7 +253,7 @@ func (n *Node) Connected(p peer.ID) bool {
 // CallsProtocol is that of streams which carry one unary call after another, to any handler, between peers of this library.
 const CallsProtocol = "/hivemind/calls/2.0.0"
 
-// Open opens a stream to p's handler; the peer is found and dialled first where needed.
+// Open opens a stream to p's handler, which may be one of this peer; the peer is found and dialled first where needed.
 func (n *Node) Open(ctx context.Context, p peer.ID, handler string) (network.Stream, error) {
 	return n.open(ctx, p, handler, protocol.ID(handler))
 }
@@ -258,11 +264,12 @@ func (n *Node) OpenCalls(ctx context.Context, p peer.ID, handler string) (networ
 }
 
 func (n *Node) open(ctx context.Context, p peer.ID, handler string, names ...protocol.ID) (network.Stream, error) {
-	if p == n.ID() {
-		return nil, errSelf(p)
-	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
+	if p == n.ID() {
+		stream, err := n.own.open(ctx, names...)
+		return stream, classifyOpen(p, handler, err)
+	}
 	stream, err := n.routed.NewStream(allowRelayed(ctx), p, names...)
 	if err != nil {
 		return nil, hint(n.private, classifyOpen(p, handler, n.contextOr(ctx, p, n.orBanned(p, err))))
@@ -272,11 +279,15 @@ func (n *Node) open(ctx context.Context, p peer.ID, handler string, names ...pro
 
 // Handle gives every incoming stream for a handler's name to serve, each in a goroutine of its own.
 func (n *Node) Handle(handler string, serve func(network.Stream)) {
+	n.own.handle(protocol.ID(handler), serve)
 	n.host.SetStreamHandler(protocol.ID(handler), serve)
 }
 
 // Unhandle removes a handler; streams that run already go on.
-func (n *Node) Unhandle(handler string) { n.host.RemoveStreamHandler(protocol.ID(handler)) }
+func (n *Node) Unhandle(handler string) {
+	n.own.unhandle(protocol.ID(handler))
+	n.host.RemoveStreamHandler(protocol.ID(handler))
+}
 
 // Handles tells whether something, the library's own services included, has that handler's name.
 func (n *Node) Handles(handler string) bool {

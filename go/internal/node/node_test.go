@@ -160,9 +160,6 @@ func TestSelfIsNoPeer(t *testing.T) {
 	if err := a.Connect(within(t), info(t, a)); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "dial to self attempted") {
 		t.Error(err)
 	}
-	if _, err := a.Open(within(t), a.ID(), "T.x"); !errors.Is(err, ErrUnreachable) {
-		t.Error(err)
-	}
 }
 
 func TestWrongIdentityIsUnreachable(t *testing.T) {

@@ -92,6 +92,19 @@ def test_training_is_that_of_the_same_layers_here(dht: DHT) -> None:
         local.proj.zero_grad()
 
 
+def test_a_peer_calls_its_own_experts() -> None:
+    with DHT(start=True) as dht, Server(dht, {uid: make_backend(uid) for uid in UIDS}, start=True):
+        remote = mixture(dht)
+        x = torch.randn(3, WIDTH, requires_grad=True)
+        output = remote(x)
+        torch.testing.assert_close(output, LocalMixture(remote)(x))
+        output.sum().backward()
+        assert x.grad is not None
+        (expert,) = get_experts(dht, [UIDS[0]])
+        assert expert is not None
+        assert expert.peer_id == dht.peer_id
+
+
 def test_inputs_of_more_dimensions_and_integers(dht: DHT) -> None:
     remote = mixture(dht)
     with pytest.raises(InputMismatch, match="input"):
