@@ -62,7 +62,8 @@ def describe(known: Reachability) -> str:
     count = len(known.relays)
     relays = f"through {count} relay{'s' * (count != 1)} ({', '.join(str(each.peer_id) for each in known.relays)})"
     if known.verdict == "public":
-        return "other peers connect to this one directly"
+        by = f", by ports that the router forwards ({known.port_mapping})" if known.port_mapping else ""
+        return f"other peers connect to this one directly{by}"
     nats = {"TCP": known.nat_of_tcp, "UDP": known.nat_of_udp}
     nat = ", ".join(f"{name} {kind}" for name, kind in nats.items() if kind != "unknown")
     behind = f"; NAT: {nat}" if nat else ""

@@ -50,6 +50,8 @@ class Reachability:
     observed: Mapping[Multiaddr, int] = field(default_factory=dict)
     #: where the farthest peer so far was: on this "machine", in its "network" or on the "internet"; "" = there was none
     farthest_peer: str = ""
+    #: the protocol by which the router forwards ports to this peer, "NAT-PMP" or "UPnP"; "" = none does
+    port_mapping: str = ""
 
 
 def parse_reachability(answer: Mapping[str, Any]) -> Reachability:
@@ -68,4 +70,5 @@ def parse_reachability(answer: Mapping[str, Any]) -> Reachability:
         nat_of_udp=answer["nat"]["udp"],
         observed={Multiaddr(each["addr"]): each["peers"] for each in answer["observed"]},
         farthest_peer=answer["widest"],
+        port_mapping=answer["mapped_by"],
     )

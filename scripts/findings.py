@@ -117,7 +117,8 @@ def judge_reachability(found: Reachability) -> Finding:
     """By what connected peers found when they dialled this one."""
     subject = "reachable"
     if found.verdict == "public":
-        return Finding(Verdict.OK, subject, "others connect to this machine directly")
+        by = f", by ports that the router forwards ({found.port_mapping})" if found.port_mapping else ""
+        return Finding(Verdict.OK, subject, f"others connect to this machine directly{by}")
     if found.verdict == "private":
         text = "others cannot connect to this machine directly"
         remedy = "be reached through a relay (use_auto_relay=True), or forward a port of the router"

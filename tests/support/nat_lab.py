@@ -48,7 +48,7 @@ table ip nat {{
 table ip filter {{
   chain inside {{
     type filter hook input priority filter; policy drop;
-    ip daddr 10.0.0.0/8 iifname != "wan" accept;
+    ip daddr {{ 10.0.0.0/8, 239.255.255.250 }} iifname != "wan" accept;
     ct state established,related accept;
   }}
   chain through {{
@@ -149,6 +149,10 @@ class Site:
             full = self.kind == "full cone"
             unsolicited = _UNSOLICITED.format(peer=f"{self._lan(0)}.2") if full else ""
             self._lab.nft(self.name, _RULES.format(translate=translate, unsolicited=unsolicited))
+
+    def gateway(self, peer: int) -> str:
+        """The router's address in the network of a peer behind it."""
+        return f"{self._lan(peer)}.1"
 
     def change_public_address(self) -> None:
         """The provider gives the router, or the public peer, another address; the old one is nobody's."""

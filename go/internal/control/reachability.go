@@ -15,6 +15,8 @@ type reachabilityAnswer struct {
 	Addrs   []addrAnswer  `json:"addrs"`
 	Peers   peersAnswer   `json:"peers"`
 	NAT     natAnswer     `json:"nat"`
+	// MappedBy is "NAT-PMP", "UPnP" or "".
+	MappedBy string `json:"mapped_by"`
 	// Observed are the addresses at which peers have seen this one, those with the most witnesses first.
 	Observed []observedAnswer `json:"observed"`
 	// Widest is the scope of the farthest peer so far: "machine", "network", "internet", or "" before there was one.
@@ -55,7 +57,7 @@ func (srv *Server) reachability() *reachabilityAnswer {
 	state := srv.network.Reachability()
 	answer := &reachabilityAnswer{Verdict: state.Verdict, Forced: state.Forced, Relays: []relayAnswer{}, Addrs: []addrAnswer{}}
 	answer.NAT, answer.Widest = natAnswer{state.NATOfTCP, state.NATOfUDP}, state.Widest
-	answer.Observed = []observedAnswer{}
+	answer.MappedBy, answer.Observed = state.MappedBy, []observedAnswer{}
 	for _, one := range state.Observed {
 		answer.Observed = append(answer.Observed, observedAnswer{one.Addr.String(), one.Peers})
 	}

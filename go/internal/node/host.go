@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/pnet"
 	"github.com/libp2p/go-libp2p/core/transport"
+	basichost "github.com/libp2p/go-libp2p/p2p/host/basic"
 	"github.com/libp2p/go-libp2p/p2p/host/peerstore/pstoremem"
 	basicconnmgr "github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
@@ -27,6 +28,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 
 	"hivemind/p2pd/internal/config"
+	"hivemind/p2pd/internal/portmap"
 )
 
 // UserAgent is what identify tells other peers.
@@ -103,6 +105,12 @@ func newHost(cfg *config.Config, key crypto.PrivKey, n *Node, watch *guardedMana
 	options = append(options, securityOptions(cfg)...)
 	options = append(options, addressOptions(cfg)...)
 	options = append(options, traversalOptions(cfg)...)
+	if cfg.NATPortMap && !cfg.NoListen {
+		options = append(options, libp2p.NATManager(func(of network.Network) basichost.NATManager {
+			n.ports = portmap.New(of.ListenAddresses, n.tellMapped, n.log)
+			return n.ports
+		}))
+	}
 	h, err := libp2p.New(options...)
 	if err != nil {
 		_ = store.Close() // it has no error to return
@@ -206,9 +214,6 @@ func traversalOptions(cfg *config.Config) []libp2p.Option {
 	case cfg.ForceReachability == ReachPrivate, cfg.AutoRelay && !cfg.AutoNAT:
 		// Without AutoNAT nothing ever finds out, and the library advertises relays of peers only that are private.
 		options = append(options, libp2p.ForceReachabilityPrivate())
-	}
-	if cfg.NATPortMap {
-		options = append(options, libp2p.NATPortMap())
 	}
 	if cfg.AutoNAT {
 		options = append(options, libp2p.EnableNATService(), libp2p.EnableAutoNATv2())

@@ -23,6 +23,7 @@ import (
 	"hivemind/p2pd/internal/config"
 	"hivemind/p2pd/internal/guard"
 	"hivemind/p2pd/internal/meter"
+	"hivemind/p2pd/internal/portmap"
 	"hivemind/p2pd/internal/punch"
 )
 
@@ -48,10 +49,11 @@ type Node struct {
 	metrics *prometheus.Registry // nil if nobody asks
 	reach   reach
 	seen    sightings
-	private bool           // it has a swarm key
-	relays  *relays        // nil if this peer is not to be reached through relays
-	service *relayService  // nil if this peer does not relay for others
-	puncher *punch.Puncher // nil if relayed connections stay so
+	private bool             // it has a swarm key
+	relays  *relays          // nil if this peer is not to be reached through relays
+	service *relayService    // nil if this peer does not relay for others
+	puncher *punch.Puncher   // nil if relayed connections stay so
+	ports   *portmap.Manager // nil if the router is not asked for ports; the host closes it
 	pushes  *pushes
 	own     *ownWay
 	alone   chan struct{} // wakes keepJoined
@@ -110,6 +112,9 @@ func (n *Node) start(ctx context.Context, cfg *config.Config) error {
 	}
 	if err := n.startReachability(cfg); err != nil {
 		return err
+	}
+	if n.ports != nil {
+		n.ports.Start()
 	}
 	if n.pushes, err = takePushes(n.host, n.log); err != nil {
 		return fmt.Errorf("identify: %w", err)

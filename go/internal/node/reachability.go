@@ -39,6 +39,8 @@ type Reachability struct {
 	Addrs   []ReachAddr            // advertised addresses
 	// NATOfTCP and NATOfUDP are the types of the NAT between this peer and the internet.
 	NATOfTCP, NATOfUDP string
+	// MappedBy names the protocol by which a router forwards ports to this peer; "" if none does.
+	MappedBy string
 	// Observed are the addresses at which peers have seen this one.
 	Observed []ObservedAddr
 	// Widest is the scope of the farthest peer that has been connected; "" before there was one.
@@ -105,6 +107,9 @@ func (r *reach) stateOf(addr ma.Multiaddr) string {
 func (n *Node) Reachability() Reachability {
 	state := Reachability{Verdict: n.reach.verdict(), Forced: n.reach.forced != ""}
 	n.addObserved(&state)
+	if n.ports != nil {
+		state.MappedBy = n.ports.MappedBy()
+	}
 	if n.relays != nil {
 		state.Relays = n.relays.inUse()
 	}
@@ -188,6 +193,9 @@ func (n *Node) follow(what any) {
 	case event.EvtLocalAddressesUpdated:
 		n.dropStranded()
 		poke(n.moved)
+		if n.ports != nil {
+			n.ports.LookAgain()
+		}
 	case event.EvtPeerConnectednessChanged:
 		if n.relays != nil && finding.Connectedness == network.NotConnected {
 			n.relays.lost(finding.Peer)
@@ -209,6 +217,25 @@ func (n *Node) follow(what any) {
 		n.relays.poke()
 	}
 	n.tellReachability()
+}
+
+// tellMapped advertises what the router forwards at once: the library would look in 5 s, when other peers may have found already that they cannot
+// connect. Its address manager looks when it is told of relays.
+func (n *Node) tellMapped() {
+	n.tellReachability()
+	if n.relays != nil {
+		n.relays.lookAgain()
+		return
+	}
+	emitter, err := n.host.EventBus().Emitter(new(event.EvtAutoRelayAddrsUpdated))
+	if err != nil {
+		n.log.Error("what the router forwards is advertised late", "error", err)
+		return
+	}
+	defer emitter.Close()
+	if err := emitter.Emit(event.EvtAutoRelayAddrsUpdated{}); err != nil {
+		n.log.Error("what the router forwards is advertised late", "error", err)
+	}
 }
 
 // mayRelay looks again for relays where they are wanting: a peer may offer to be one.

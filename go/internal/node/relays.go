@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/event"
@@ -48,6 +49,7 @@ type relays struct {
 	explore func(context.Context) []peer.AddrInfo
 	emitter event.Emitter
 	wake    chan struct{}
+	again   atomic.Bool // the host is to look at its addresses again
 
 	mu      sync.Mutex
 	held    map[peer.ID]*reservation // mu
@@ -88,6 +90,12 @@ func (r *relays) poke() {
 	case r.wake <- struct{}{}:
 	default:
 	}
+}
+
+// lookAgain has the host find out its addresses now, which it does when it is told of relays.
+func (r *relays) lookAgain() {
+	r.again.Store(true)
+	r.poke()
 }
 
 // lost forgets the reservation at a relay whose connection has ended: the relay has forgotten it too.
@@ -282,7 +290,7 @@ func (r *relays) show() {
 	}
 	r.mu.Unlock()
 	slices.SortFunc(addrs, ma.Multiaddr.Compare)
-	if slices.EqualFunc(addrs, r.shown, ma.Multiaddr.Equal) {
+	if !r.again.Swap(false) && slices.EqualFunc(addrs, r.shown, ma.Multiaddr.Equal) {
 		return
 	}
 	r.shown = addrs

@@ -37,6 +37,7 @@ def told(
         "nat": {"tcp": tcp, "udp": udp},
         "observed": [{"addr": "/ip4/8.8.8.8/tcp/5", "peers": 2}],
         "widest": farthest,
+        "mapped_by": "",
     }
 
 
