@@ -29,6 +29,7 @@ from hivemind.compression.buffers import (
 )
 from hivemind.compression.spec import TensorDescriptor
 from hivemind.errors import SerializationError, TensorLengthError
+from hivemind.large_blocks import keep_large_blocks
 from hivemind.proto import runtime_pb2
 
 __all__ = [
@@ -173,8 +174,11 @@ class BufferCodec(CompressionBase):
         return self.buffer_lengths(shape, dtype)[-1]
 
     def compress(self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False) -> runtime_pb2.Tensor:
+        keep_large_blocks()
         message, buffer = self.encode(tensor, info, allow_inplace)
-        message.buffer = bytes(buffer)
+        data = bytes(buffer)
+        del buffer  # protobuf copies once more: into the memory that this gives back
+        message.buffer = data
         return message
 
     def extract(self, serialized_tensor: TensorMessage, device: torch.device = CPU) -> torch.Tensor:

@@ -6,20 +6,22 @@ import functools
 import struct
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
-from hivemind.compression.buffers import Buffer, from_buffer, to_buffer
-from hivemind.compression.chunks import Spans, span_of, walk
+from hivemind.compression.buffers import Buffer, allocate, from_buffer, to_buffer
+from hivemind.compression.chunks import Scratch, Spans, walk
 from hivemind.compression.codebook import (
     CODES,
     FINITE_CODES,
     FLOATS,
     Indices,
+    Lookup,
+    all_finite,
     check_count,
     indices_in,
     mark_non_finite,
-    take,
 )
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
@@ -66,13 +68,13 @@ class BlockwiseQuantization(BufferCodec):
         header = self._header(tensor, FLOATS)
         values, device = tensor.detach().contiguous().view(-1), tensor.device
         blocks = _blocks_in(len(values))
-        octets = torch.empty(self.encoded_bytes(tensor.shape, tensor.dtype), dtype=torch.uint8, device=device)
+        octets = allocate(self.encoded_bytes(tensor.shape, tensor.dtype), torch.uint8, device)
         counts, scales, codes, indices = octets.split_with_sizes([_COUNTS_BYTES, 4 * blocks, 4 * CODES, len(values)])
         scales, codes = scales.view(torch.float32), codes.view(torch.float32)
         counts.view(torch.int64).copy_(torch.tensor([blocks, CODES]))
         codes.copy_(_codes(CODES))
         _encode_blocks(values, _nearest(CODES, device), scales, indices)
-        if blocks and not bool(torch.isfinite(scales).all()):
+        if not all_finite(scales):
             single = values.to(torch.float32)
             finite = torch.where(torch.isfinite(single), single, 0)
             codes[:FINITE_CODES] = _codes(FINITE_CODES)
@@ -92,12 +94,12 @@ class BlockwiseQuantization(BufferCodec):
         scales = from_buffer(octets[_COUNTS_BYTES:start], torch.float32, device)
         codes = from_buffer(octets[start:stop], torch.float32, device)
         indices = indices_in(octets[stop:], code_count, device)
-        values = torch.empty(length, dtype=dtype, device=device)
+        values, lookup = allocate(length, dtype, device), Lookup(codes, length)
 
         def decode(spans: Spans) -> None:
             for first, last in spans:
                 span = slice(first * BLOCK, last * BLOCK)
-                _decode_blocks(indices[span], codes, scales[first:last], values[span])
+                _decode_blocks(indices[span], lookup, scales[first:last], values[span])
 
         walk(decode, blocks, device, unit=BLOCK)
         return values.reshape(shape)
@@ -145,32 +147,47 @@ def _encode_blocks(values: torch.Tensor, nearest: torch.Tensor, scales: torch.Te
     length = len(values)
 
     def encode(spans: Spans) -> None:
-        singles, works, halves, wholes = (
-            torch.empty(min(len(scales), span_of(values.device, BLOCK)) * BLOCK, dtype=dtype, device=values.device)
-            for dtype in (torch.float32, torch.float32, torch.float16, torch.int32)
-        )
+        scratch = Scratch(values, torch.float32, torch.float16, torch.int32, unit=BLOCK)
         for first, last in spans:
             start, stop, whole = first * BLOCK, min(last * BLOCK, length), (last - first) * BLOCK
-            single, work, half = (each[:whole].view(-1, BLOCK) for each in (singles, works, halves))
-            singles[: stop - start] = values[start:stop]
-            singles[stop - start : whole] = 0
-            # the magnitudes of all elements would take longer, and wake torch's threads
-            largest = torch.maximum(single.amax(dim=1), -single.amin(dim=1), out=scales[first:last])
-            largest.masked_fill_(largest == 0, 1)  # so that fractions of it are finite
+            span, (work, half, pattern) = values[start:stop], scratch.of(whole)
+            if span.dtype != torch.float32 or len(span) < whole:
+                work[: len(span)] = span
+                work[len(span) :] = 0
+                span = work
+            blocks, largest = span.view(-1, BLOCK), scales[first:last]
+            _largest(blocks, largest)
             # a float16 has digits enough to tell codes apart, and few enough for a table of all its patterns
-            half.copy_(torch.div(single, largest[:, None], out=work))
-            patterns = wholes[: stop - start].copy_(halves[: stop - start].view(torch.uint16))
-            torch.index_select(nearest, 0, patterns, out=indices[start:stop])
+            half.view(-1, BLOCK).copy_(torch.div(blocks, largest[:, None], out=work.view(-1, BLOCK)))
+            pattern.copy_(half.view(torch.uint16))
+            torch.index_select(nearest, 0, pattern[: stop - start], out=indices[start:stop])
 
     walk(encode, len(scales), values.device, unit=BLOCK)
 
 
-def _decode_blocks(indices: Indices, codes: torch.Tensor, scales: torch.Tensor, values: torch.Tensor) -> None:
+def _largest(blocks: torch.Tensor, out: torch.Tensor) -> None:
+    """Write the largest magnitude of each block, or 1 if that is 0, so that fractions of it are finite."""
+    # magnitudes of all elements first would take longer. numpy, as torch takes longer for as few as these than for all
+    # that they are the largest of
+    if out.device.type == "cpu":
+        array = blocks.numpy()
+        largest = np.maximum(array.max(axis=1), -array.min(axis=1))
+        largest[largest == 0] = 1
+        out.copy_(torch.from_numpy(largest))
+    else:
+        torch.maximum(blocks.amax(dim=1), -blocks.amin(dim=1), out=out)
+        out.masked_fill_(out == 0, 1)
+
+
+def _decode_blocks(indices: Indices, lookup: Lookup, scales: torch.Tensor, values: torch.Tensor) -> None:
     """Write ``values`` of a few blocks, the last of which may be shorter."""
     single = values if values.dtype == torch.float32 else torch.empty_like(values, dtype=torch.float32)
-    take(codes, indices, single)
+    lookup.take(indices, single)
     whole = len(single) // BLOCK
-    single[: whole * BLOCK].view(whole, BLOCK).mul_(scales[:whole, None])
-    single[whole * BLOCK :].mul_(scales[whole:])
+    if whole * BLOCK == len(single):
+        single.view(whole, BLOCK).mul_(scales[:, None])
+    else:
+        single[: whole * BLOCK].view(whole, BLOCK).mul_(scales[:whole, None])
+        single[whole * BLOCK :].mul_(scales[whole:])
     if single is not values:
         values.copy_(single)

@@ -10,8 +10,20 @@ import numpy as np
 import torch
 
 from hivemind.errors import SerializationError
+from hivemind.large_blocks import keep_large_blocks
 
-__all__ = ["CPU", "WIRE_DTYPES", "Buffer", "TensorMessage", "dtype_name", "from_buffer", "read_header", "to_buffer"]
+__all__ = [
+    "CPU",
+    "WIRE_DTYPES",
+    "Buffer",
+    "Elements",
+    "TensorMessage",
+    "allocate",
+    "dtype_name",
+    "from_buffer",
+    "read_header",
+    "to_buffer",
+]
 
 CPU = torch.device("cpu")
 
@@ -39,6 +51,9 @@ _NAMES = {dtype: name for name, dtype in WIRE_DTYPES.items()}
 MAX_DIMENSIONS = 64
 #: Elements in one tensor; also bounds the strides of tensors that have no elements.
 MAX_ELEMENTS = 2**48
+
+#: Bytes of a cache line, and of the widest register: memory that begins at a multiple is written to the fastest.
+_LINE = 64
 
 
 class TensorMessage(Protocol):
@@ -89,6 +104,21 @@ def dtype_name(dtype: torch.dtype) -> str:
         raise SerializationError(f"dtype: got {dtype}, allowed: {', '.join(WIRE_DTYPES)}") from None
 
 
+def allocate(length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A 1-d tensor of ``length`` elements that are not set.
+
+    On a CPU from numpy, which asks the system for huge pages where there is much: torch does not, and then the page
+    faults of fresh memory take several times as long as what a codec does with it.
+    """
+    if device.type != "cpu":
+        return torch.empty(length, dtype=dtype, device=device)
+    keep_large_blocks()
+    size = length * dtype.itemsize
+    octets = np.empty(size + _LINE - 1, np.uint8)
+    start = -octets.ctypes.data % _LINE
+    return torch.from_numpy(octets[start : start + size]).view(dtype)
+
+
 def to_buffer(tensor: torch.Tensor) -> memoryview:
     """The elements in C order. No copy if the tensor is contiguous and on the CPU: use it before the tensor changes.
 
@@ -117,9 +147,34 @@ def from_buffer(buffer: Buffer, dtype: torch.dtype, device: torch.device = CPU) 
         staging = torch.empty(len(buffer), dtype=torch.uint8, pin_memory=device.type == "cuda")
         staging.numpy()[:] = np.frombuffer(buffer, np.uint8)
         return staging.to(device, non_blocking=True).view(dtype)
-    if isinstance(buffer, bytes) or (isinstance(buffer, memoryview) and buffer.readonly):
-        buffer = bytearray(buffer)
-    octets = torch.frombuffer(buffer, dtype=torch.uint8)
-    if octets.data_ptr() % dtype.itemsize:
-        octets = octets.clone()
+    if not _is_read_only(buffer):
+        octets = torch.frombuffer(buffer, dtype=torch.uint8)
+        if octets.data_ptr() % dtype.itemsize == 0:
+            return octets.view(dtype)
+    octets = allocate(len(buffer), torch.uint8, CPU)
+    octets.numpy()[:] = np.frombuffer(buffer, np.uint8)
     return octets.view(dtype)
+
+
+class Elements:
+    """The elements in a buffer that has come, to be read piece by piece, without a copy of it as a whole on a CPU."""
+
+    def __init__(self, buffer: Buffer, dtype: torch.dtype, device: torch.device) -> None:
+        in_place = device.type == "cpu" and _is_read_only(buffer)  # torch takes no memory that is not to be written to
+        self._octets = np.frombuffer(buffer, np.uint8)
+        self._values = None if in_place else from_buffer(buffer, dtype, device)
+
+    def read(self, start: int, stop: int, scratch: torch.Tensor) -> torch.Tensor:
+        """Elements ``start`` to ``stop``, not to be written to.
+
+        :param scratch: memory for just so many of them, which may be used
+        """
+        if self._values is not None:
+            return self._values[start:stop]
+        size = scratch.element_size()
+        scratch.view(torch.uint8).numpy()[:] = self._octets[start * size : stop * size]
+        return scratch
+
+
+def _is_read_only(buffer: Buffer) -> bool:
+    return isinstance(buffer, bytes) or (isinstance(buffer, memoryview) and buffer.readonly)

@@ -16,7 +16,7 @@ import torch
 
 from hivemind.runtime import share_with_pool
 
-__all__ = ["CPU_SPAN", "Spans", "scratch_for", "span_of", "spans_in", "walk"]
+__all__ = ["CPU_SPAN", "Scratch", "Spans", "span_of", "spans_in", "walk"]
 
 #: Elements of a span on a CPU: below the 2**15 from which torch uses several threads, and a multiple of 4096.
 CPU_SPAN = 7 * 4096
@@ -58,18 +58,34 @@ def spans_in(length: int, device: torch.device, unit: int = 1) -> int:
     return -(-length // span_of(device, unit))
 
 
-def scratch_for(values: torch.Tensor, *dtypes: torch.dtype) -> list[torch.Tensor]:
-    """Memory for a span of ``values`` in each dtype: taken once in each thread, it stays in the core's cache."""
-    length = min(len(values), span_of(values.device))
-    return [torch.empty(length, dtype=dtype, device=values.device) for dtype in dtypes]
+class Scratch:
+    """Memory for what is computed for a span of ``values``, in each of some dtypes: taken once in each thread, it stays
+    in the core's cache.
+
+    :param unit: as for `walk`; the memory is for whole items
+    """
+
+    def __init__(self, values: torch.Tensor, *dtypes: torch.dtype, unit: int = 1) -> None:
+        length = min(-(-len(values) // unit), span_of(values.device, unit)) * unit
+        self.all = [torch.empty(length, dtype=dtype, device=values.device) for dtype in dtypes]
+        self._views = self.all
+
+    def of(self, length: int) -> list[torch.Tensor]:
+        """The first ``length`` elements of each: almost always as many as the last time, as slices take long."""
+        if len(self._views[0]) != length:
+            self._views = [each[:length] for each in self.all]
+        return self._views
 
 
-def walk(work: Callable[[Spans], None], length: int, device: torch.device, *, unit: int = 1) -> None:
+def walk(
+    work: Callable[[Spans], None], length: int, device: torch.device, *, unit: int = 1, span: int | None = None
+) -> None:
     """Call ``work`` with the spans of ``range(length)``: once, or on a CPU once in each thread that takes part.
 
     :param unit: elements that belong to one item of the range (1 for elements, more for rows)
+    :param span: items in a span, where nothing is kept from one operation to the next
     """
-    spans = _Spans(length, span_of(device, unit))
+    spans = _Spans(length, span or span_of(device, unit))
     if device.type == "cpu" and length * unit >= SHARED_ELEMENTS:
         share_with_pool(lambda: work(spans))
     else:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element
-from hivemind.compression.buffers import Buffer, dtype_name, from_buffer, to_buffer
-from hivemind.compression.chunks import Spans, walk
+from hivemind.compression.buffers import Buffer, allocate, dtype_name, from_buffer, to_buffer
+from hivemind.compression.chunks import Spans, span_of, spans_in, walk
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
 
@@ -27,11 +27,13 @@ __all__ = [
     "FLOATS",
     "CodebookCodec",
     "Indices",
-    "add_by_index",
+    "Lookup",
+    "all_finite",
     "check_count",
+    "cut_off",
     "indices_in",
     "mark_non_finite",
-    "take",
+    "sums_by_index",
 ]
 
 #: Values that an index of 8 bits can choose from.
@@ -42,8 +44,11 @@ FINITE_CODES = CODES - len(_NON_FINITE)
 #: The dtypes that codecs of 8 bits carry.
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-#: Indices of one byte that have come: on a CPU in place, as an array that is not to be written to.
+#: Indices of one byte: on a CPU an array, as torch takes no memory that is not to be written to.
 Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]] | torch.Tensor"
+
+#: Indices from which on a table of all pairs is worth it.
+_MANY = 2**18
 
 _COUNT_BYTES = 8
 
@@ -69,7 +74,7 @@ class CodebookCodec(BufferCodec):
     ) -> tuple[runtime_pb2.Tensor, Buffer]:
         header = self._header(tensor, FLOATS)
         values = tensor.detach().contiguous().view(-1)
-        octets = torch.empty(self.encoded_bytes(tensor.shape, tensor.dtype), dtype=torch.uint8, device=tensor.device)
+        octets = allocate(self.encoded_bytes(tensor.shape, tensor.dtype), torch.uint8, tensor.device)
         count, codebook, indices = octets.split_with_sizes([_COUNT_BYTES, 4 * CODES, len(values)])
         count.view(torch.int64).fill_(CODES)
         codebook = codebook.view(torch.float32).zero_()
@@ -103,11 +108,11 @@ class CodebookCodec(BufferCodec):
             raise SerializationError(f"{count} codes in {len(octets)} bytes for {shape.numel()} elements")
         codebook = from_buffer(octets[_COUNT_BYTES:start], torch.float32, device).to(dtype)
         indices = indices_in(octets[start:], count, device)
-        values = torch.empty(shape.numel(), dtype=dtype, device=device)
+        values, lookup = allocate(shape.numel(), dtype, device), Lookup(codebook, shape.numel())
 
         def decode(spans: Spans) -> None:
             for first, last in spans:
-                take(codebook, indices[first:last], values[first:last])
+                lookup.take(indices[first:last], values[first:last])
 
         walk(decode, len(values), device)
         return values.reshape(shape)
@@ -139,7 +144,7 @@ def mark_non_finite(values: torch.Tensor, indices: torch.Tensor, codebook: torch
 
 
 def indices_in(buffer: memoryview, count: int, device: torch.device) -> Indices:
-    """The indices in ``buffer``, for `take`.
+    """The indices in ``buffer``, for a `Lookup`; on a CPU in place.
 
     :raises SerializationError: if one of them is none of ``count`` codes
     """
@@ -149,19 +154,68 @@ def indices_in(buffer: memoryview, count: int, device: torch.device) -> Indices:
     return indices
 
 
-def add_by_index(sums: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
-    """``sums[index] += value`` for all pairs; ``indices`` are int64, the others float64."""
-    if sums.device.type == "cpu":
-        sums.scatter_add_(0, indices, values)
-    else:  # where thousands of threads would wait for one of 256 sums
-        sums += torch.bincount(indices, values, minlength=len(sums))
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether all of 1-d ``values`` are finite in float32."""
+    finite = [True] * spans_in(len(values), values.device)
+    step = span_of(values.device)
+
+    def check(spans: Spans) -> None:
+        for start, stop in spans:
+            # infinities and NaN are what is no number any more when 0 times it is added up
+            finite[start // step] = float(values[start:stop].to(torch.float32).mul(0).sum()) == 0
+
+    walk(check, len(values), values.device)
+    return all(finite)
 
 
-def take(codebook: torch.Tensor, indices: Indices, out: torch.Tensor) -> None:
-    """``out[:] = codebook[indices]``, all 1-d and on one device."""
-    if isinstance(indices, torch.Tensor):
-        torch.index_select(codebook, 0, indices.int(), out=out)
-        return
-    # numpy looks up by bytes as they are. It needs to know how large a value is, not what, and has no bfloat16
-    plain = {2: torch.int16, 4: torch.int32, 8: torch.int64}[out.element_size()]
-    np.take(codebook.view(plain).numpy(), indices, out=out.view(plain).numpy(), mode="clip")
+def cut_off(places: torch.Tensor, out: Indices) -> None:
+    """``out[:] = places``, floats from 0 to 255, which become the bytes below them."""
+    if isinstance(out, torch.Tensor):
+        out.copy_(places)
+    else:  # numpy on a CPU, where torch takes six times as long
+        np.copyto(out, places.numpy(), casting="unsafe")
+
+
+def sums_by_index(indices: torch.Tensor, values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the ``values`` with each index below ``count``, the sum and the number, both float64."""
+    if indices.device.type == "cpu":
+        chosen, weights = indices.numpy(), values.to(torch.float32 if values.dtype == torch.bfloat16 else values.dtype)
+        arrays = np.bincount(chosen, weights.numpy(), count), np.bincount(chosen, minlength=count).astype(np.float64)
+        return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
+    weights = values.to(torch.float64)
+    return torch.bincount(indices, weights, count), torch.bincount(indices, minlength=count).double()
+
+
+class Lookup:
+    """Values by indices of 8 bits. Where there are many on a CPU, two at a time, as it is looking up that takes long.
+
+    :param values: the codebook, on the device of what is to be looked up
+    :param length: how many indices there will be
+    """
+
+    def __init__(self, values: torch.Tensor, length: int) -> None:
+        self._values = values
+        worth_it = values.device.type == "cpu" and length >= _MANY and len(values) == CODES
+        self._pairs = _pairs_of(values) if worth_it and values.element_size() <= 4 else None
+
+    def take(self, indices: Indices, out: torch.Tensor) -> None:
+        """``out[:] = values[indices]``, both 1-d. ``out`` begins at an even place of its memory."""
+        if isinstance(indices, torch.Tensor):
+            torch.index_select(self._values, 0, indices.int(), out=out)
+            return
+        even = 0
+        if self._pairs is not None:
+            even = len(indices) // 2 * 2
+            two = torch.from_numpy(indices[:even].view(np.uint16).astype(np.int32))
+            torch.index_select(self._pairs, 0, two, out=out[:even].view(self._pairs.dtype))
+        if even < len(indices):
+            torch.index_select(self._values, 0, torch.from_numpy(indices[even:].astype(np.int32)), out=out[even:])
+
+
+def _pairs_of(values: torch.Tensor) -> torch.Tensor:
+    """All pairs of 256 ``values`` of 2 or 4 bytes each, as numbers of twice their size, by indices of 16 bits."""
+    size = values.element_size()
+    each = values.contiguous().view(torch.uint8).numpy().view(f"u{size}")
+    pairs = np.empty((CODES, CODES, 2), each.dtype)
+    pairs[:, :, 0], pairs[:, :, 1] = each, each[:, None]  # the first of two is the lower byte of their index
+    return torch.from_numpy(pairs.view(f"i{2 * size}").reshape(-1))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
-from hivemind.compression.buffers import Buffer, from_buffer, to_buffer
-from hivemind.compression.chunks import CPU_SPAN, Spans, scratch_for, walk
+from hivemind.compression.buffers import Buffer, Elements, allocate, from_buffer, to_buffer
+from hivemind.compression.chunks import CPU_SPAN, Scratch, Spans, walk
 from hivemind.compression.moments import moments
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
@@ -39,29 +39,31 @@ class Float16Compression(BufferCodec):
     ) -> tuple[runtime_pb2.Tensor, Buffer]:
         header = self._header(tensor, _FLOATS)
         values = tensor.detach().contiguous().view(-1)
-        half = torch.empty_like(values, dtype=torch.float16)
+        half = allocate(len(values), torch.float16, values.device)
 
         def encode(spans: Spans) -> None:
-            (scratch,) = scratch_for(values, torch.float32)
+            scratch = Scratch(values, torch.float32)
             for start, stop in spans:
                 # via float32, as the wire format asks: float64 is rounded twice
-                single = scratch[: stop - start].copy_(values[start:stop])
-                half[start:stop] = single.clamp_(-FP16_MAX, FP16_MAX)
+                span, (single,) = values[start:stop], scratch.of(stop - start)
+                if span.dtype != torch.float32:
+                    span = single.copy_(span)
+                half[start:stop] = torch.clamp(span, -FP16_MAX, FP16_MAX, out=single)
 
         walk(encode, len(values), values.device)
         return header, to_buffer(half)
 
     def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> torch.Tensor:
-        half = from_buffer(buffer, torch.float16, device)
         if dtype == torch.float16:
-            return half.reshape(shape)
-        values = torch.empty_like(half, dtype=dtype)
+            return from_buffer(buffer, torch.float16, device).reshape(shape)
+        half, values = Elements(buffer, torch.float16, device), allocate(shape.numel(), dtype, device)
 
         def decode(spans: Spans) -> None:
+            scratch = Scratch(values, torch.float16)
             for start, stop in spans:
-                values[start:stop] = half[start:stop]
+                values[start:stop] = half.read(start, stop, *scratch.of(stop - start))
 
-        walk(decode, len(half), device)
+        walk(decode, len(values), device)
         return values.reshape(shape)
 
     def buffer_lengths(self, shape: torch.Size, dtype: torch.dtype) -> Sequence[int]:
@@ -96,7 +98,7 @@ class ScaledFloat16Compression(BufferCodec):
         count, width = _rows_of(tensor.shape)
         header = self._header(tensor, _FLOATS)
         rows = tensor.detach().contiguous().view(count, width)
-        octets = torch.empty(self.encoded_bytes(tensor.shape, tensor.dtype), dtype=torch.uint8, device=tensor.device)
+        octets = allocate(self.encoded_bytes(tensor.shape, tensor.dtype), torch.uint8, tensor.device)
         half = octets[: 2 * count * width].view(torch.float16).view(count, width)
         scales = torch.empty(2, count, 1, dtype=torch.float32, device=tensor.device)  # means, then deviations
 
@@ -114,20 +116,22 @@ class ScaledFloat16Compression(BufferCodec):
 
     def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> torch.Tensor:
         count, width = _rows_of(shape)
-        octets = memoryview(buffer)
-        half = from_buffer(octets[: 2 * count * width], torch.float16, device).view(count, width)
-        means, stds = from_buffer(octets[2 * count * width :], torch.float32, device).view(2, count, 1)
-        rows = torch.empty_like(half, dtype=dtype)
+        octets, values = memoryview(buffer), allocate(count * width, dtype, device)
+        half = Elements(octets[: 2 * len(values)], torch.float16, device)
+        means, stds = from_buffer(octets[2 * len(values) :], torch.float32, device).view(2, count, 1)
+        rows = values.view(count, width)
 
         def decode(spans: Spans) -> None:
+            scratch = Scratch(values, torch.float16, unit=width)
             for start, stop in spans:
-                rows[start:stop].copy_(half[start:stop]).mul_(stds[start:stop]).add_(means[start:stop])
+                read = half.read(start * width, stop * width, *scratch.of((stop - start) * width)).view(-1, width)
+                rows[start:stop].copy_(read).mul_(stds[start:stop]).add_(means[start:stop])
 
         if width > CPU_SPAN and device.type == "cpu":
             for row in range(count):
-                _decode_long(half[row], means[row], stds[row], rows[row])
-        else:
-            walk(decode, count, device, unit=max(1, width))
+                _decode_long(half, row * width, means[row], stds[row], rows[row])
+        elif width:
+            walk(decode, count, device, unit=width)
         return rows.reshape(shape)
 
     def buffer_lengths(self, shape: torch.Size, dtype: torch.dtype) -> Sequence[int]:
@@ -192,19 +196,26 @@ def _normalise_long(row: torch.Tensor, half: torch.Tensor, scales: torch.Tensor)
         return
     std = max(std, _LEAST_STD)
     scales[0], scales[1] = mean, std
+    offset = torch.tensor(-mean / std, dtype=torch.float32, device=row.device)
 
     def encode(spans: Spans) -> None:
-        (scratch,) = scratch_for(row, torch.float32)
+        scratch = Scratch(row, torch.float32)
         for start, stop in spans:
-            centered = torch.sub(row[start:stop].to(torch.float32), mean, out=scratch[: stop - start])
-            half[start:stop] = centered.div_(std).clamp_(-FP16_MAX, FP16_MAX)
+            span, (single,) = row[start:stop], scratch.of(stop - start)
+            if span.dtype != torch.float32:
+                span = single.copy_(span)
+            half[start:stop] = torch.add(offset, span, alpha=1 / std, out=single).clamp_(-FP16_MAX, FP16_MAX)
 
     walk(encode, len(row), row.device)
 
 
-def _decode_long(half: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, row: torch.Tensor) -> None:
+def _decode_long(half: Elements, first: int, mean: torch.Tensor, std: torch.Tensor, row: torch.Tensor) -> None:
+    """Write to ``row``, whose elements begin at ``first`` in ``half``."""
+
     def decode(spans: Spans) -> None:
+        scratch = Scratch(row, torch.float16)
         for start, stop in spans:
-            row[start:stop].copy_(half[start:stop]).mul_(std).add_(mean)
+            read = half.read(first + start, first + stop, *scratch.of(stop - start))
+            row[start:stop].copy_(read).mul_(std).add_(mean)
 
     walk(decode, len(row), row.device)

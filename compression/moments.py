@@ -3,39 +3,93 @@
 from __future__ import annotations
 
 import math
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
-from hivemind.compression.chunks import Spans, scratch_for, span_of, spans_in, walk
+from hivemind.compression.chunks import Scratch, Spans, walk
 
 __all__ = ["moments"]
+
+_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+
+#: Values whose sums are computed in the dtype itself: a multiple of them is a span. Below the 10,000 from which
+#: OpenBLAS spreads a dot product over its threads.
+BLOCK = 4096
+#: The mean squared, in variances, from which on squares are those of distances from it: they would lose digits.
+_FAR = 4.0
 
 
 def moments(values: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
     """Mean and standard deviation (of the population) of 1-d ``values``; not finite where one of the values is not.
 
-    Each span's own moments are merged (Chan, Golub and LeVeque, 1979), so that neither a mean far from 0 nor the number
-    of values costs digits, and the result does not depend on the threads.
+    Sums of short blocks are added up in float64, so that the number of values costs no digits, and the result does not
+    depend on the threads. Where the mean is far from 0, a second pass looks at distances from it.
 
     :param dtype: in which it is computed. In float32 squares overflow from values of 1e19 on, and vanish below 1e-19
     """
-    length, device = len(values), values.device
-    if not length:
+    if not len(values):
         return 0.0, 0.0
-    step = span_of(device)
-    means, squares = [0.0] * spans_in(length, device), [0.0] * spans_in(length, device)
+    mean, variance = _about(values, 0.0, dtype)
+    if mean * mean > _FAR * variance:
+        shift = float(torch.tensor(mean, dtype=dtype))
+        mean, variance = _about(values, shift, dtype)
+        mean += shift
+    return mean, math.sqrt(variance) if variance >= 0 else math.nan
+
+
+def _about(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tuple[float, float]:
+    """Mean and variance of ``values - shift``."""
+    compute = _sums_on_cpu if values.device.type == "cpu" else _sums
+    with np.errstate(all="ignore"):
+        total, squares = (float(each.sum(dtype=np.float64)) for each in compute(values, shift, dtype))
+        mean = total / len(values)
+        variance = squares / len(values) - mean * mean
+    # a constant's may come out as less than nothing
+    return mean, max(variance, 0.0) if math.isfinite(variance) else math.nan
+
+
+def _sums_on_cpu(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tuple[_Array, _Array]:
+    """Sum and sum of squares of each block, by dot products: numpy takes those to a BLAS in one call for all of them,
+    while torch would wake its threads for each."""
+    blocks = -(-len(values) // BLOCK)
+    kind = np.float32 if dtype == torch.float32 else np.float64
+    sums, squares = np.empty((blocks, 1, 1), kind), np.empty((blocks, 1, 1), kind)
+    ones = np.ones((BLOCK, 1), kind)
 
     def add(spans: Spans) -> None:
-        (scratch,) = scratch_for(values, dtype)
-        for start, stop in spans:
-            span = values[start:stop].to(dtype)
-            means[start // step] = mean = float(span.sum()) / len(span)
-            centered = torch.sub(span, mean, out=scratch[: len(span)])
-            squares[start // step] = float(centered.mul_(centered).sum())  # a dot product would wake MKL's threads
+        scratch = Scratch(values, dtype)
+        with np.errstate(all="ignore"):  # infinities and NaN say so themselves
+            for start, stop in spans:
+                span = values[start:stop]
+                if span.dtype != dtype:
+                    span = scratch.of(len(span))[0].copy_(span)
+                if shift:
+                    span = torch.sub(span, shift, out=scratch.of(len(span))[0])
+                whole = len(span) // BLOCK
+                first, last = start // BLOCK, start // BLOCK + whole
+                array = span.numpy()
+                rows, rest = array[: whole * BLOCK].reshape(whole, 1, BLOCK), array[whole * BLOCK :]
+                np.matmul(rows, ones, out=sums[first:last])
+                np.matmul(rows, rows.transpose(0, 2, 1), out=squares[first:last])
+                if len(rest):
+                    sums[last], squares[last] = rest.sum(), rest @ rest
 
-    walk(add, length, device)
-    sizes = [step] * (len(means) - 1) + [length - step * (len(means) - 1)]
-    mean = sum(size * part for size, part in zip(sizes, means, strict=True)) / length
-    between = sum(size * (part - mean) ** 2 for size, part in zip(sizes, means, strict=True))
-    variance = (sum(squares) + between) / length
-    return mean, math.sqrt(variance) if variance >= 0 else math.nan
+    as_they_are = values.dtype == dtype and not shift
+    walk(add, len(values), values.device, span=64 * BLOCK if as_they_are else None)
+    return sums, squares
+
+
+def _sums(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tuple[_Array, _Array]:
+    """The same for spans of an accelerator."""
+    sums: list[torch.Tensor] = []
+
+    def add(spans: Spans) -> None:
+        for start, stop in spans:
+            span = values[start:stop].to(dtype) - shift
+            sums.append(torch.stack([span.sum(dtype=torch.float64), span.square().sum(dtype=torch.float64)]))
+
+    walk(add, len(values), values.device)
+    total = torch.stack(sums).cpu().numpy()
+    return total[:, 0], total[:, 1]

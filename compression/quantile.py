@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from hivemind.compression.base import rounding
-from hivemind.compression.chunks import Spans, scratch_for, span_of, spans_in, walk
-from hivemind.compression.codebook import CodebookCodec
+from hivemind.compression.chunks import Scratch, Spans, span_of, spans_in, walk
+from hivemind.compression.codebook import CodebookCodec, all_finite
 from hivemind.proto import runtime_pb2
 
 __all__ = ["Quantile8BitQuantization"]
@@ -38,15 +38,17 @@ class Quantile8BitQuantization(CodebookCodec):
     compression_type = runtime_pb2.QUANTILE_8BIT
 
     def fit(self, values: torch.Tensor, indices: torch.Tensor, codes: int) -> torch.Tensor | None:
-        sample = (values if len(values) <= _SAMPLE else values[_places(len(values), values.device)]).to(torch.float32)
-        if not bool(torch.isfinite(sample).all()):
+        places = None if len(values) <= _SAMPLE else _places(len(values), values.device)
+        # sorted by numpy: torch would wake its threads for it, and find places as well
+        sample = _on_cpu(values if places is None else values.index_select(0, places))
+        if not np.isfinite(sample).all():
             return None
-        if len(values) <= _SAMPLE:
-            distinct, places, counts = torch.unique(sample, return_inverse=True, return_counts=True)
-            shares, means = _shares(distinct.double().cpu().numpy(), counts.cpu().numpy(), codes)
-            indices.copy_(torch.from_numpy(shares).to(values.device)[places])
+        if places is None:
+            distinct, inverse, counts = np.unique(sample, return_inverse=True, return_counts=True)
+            shares, means = _shares(distinct.astype(np.float64), counts, codes)
+            indices.copy_(torch.from_numpy(shares[inverse.reshape(-1)]))
             return torch.from_numpy(means).float().to(values.device)
-        sample = _sorted(sample)
+        sample.sort()
         scaling = _Scaling.of(sample)
         if scaling.tells_apart(sample, codes):
             return _fit_to_patterns(values, indices, codes, scaling)
@@ -54,13 +56,13 @@ class Quantile8BitQuantization(CodebookCodec):
 
     def error_bound(self, tensor: torch.Tensor) -> torch.Tensor:
         values = tensor.detach().float().double().reshape(-1)
-        ordered = _sorted(values[values.isfinite()])
+        ordered = values[values.isfinite()].sort().values
         if not len(ordered):
             return values.reshape(tensor.shape)
         reach, last = math.ceil(len(ordered) / 100), len(ordered) - 1
         above = ordered[(torch.searchsorted(ordered, values, right=True) - 1 + reach).clamp(max=last)] - values
         below = values - ordered[(torch.searchsorted(ordered, values) - reach).clamp(min=0, max=last)]
-        scaling = _Scaling.of(ordered.float())
+        scaling = _Scaling.of(_on_cpu(ordered))
         bound = torch.maximum(above, below) + 2**-10 * (values - scaling.center).abs() + scaling.scale * 2**-24
         return (bound + rounding(values, tensor.dtype) + 2**-22 * abs(scaling.center)).reshape(tensor.shape)
 
@@ -73,11 +75,11 @@ class _Scaling:
     scale: float  # a power of 2, so that it costs no digits
 
     @classmethod
-    def of(cls, sample: torch.Tensor) -> _Scaling:
+    def of(cls, sample: _Array) -> _Scaling:
         """For values like those of ``sample``, float32, ascending."""
         center, spread = 0.0, _median_size(sample)
         median = float(sample[len(sample) // 2])
-        around = _median_size(sample - median)
+        around = _median_size(sample - sample[len(sample) // 2])
         if abs(median) > 4 * around:  # all lie far from 0; otherwise 0 itself, which is often exact, is to stay so
             center, spread = median, around
         return cls(center, 2.0 ** max(-120, min(120, math.frexp(spread)[1])) if spread else 1.0)
@@ -85,33 +87,32 @@ class _Scaling:
     def patterns(self, values: torch.Tensor, scratch: list[torch.Tensor]) -> torch.Tensor:
         """The bit pattern of each of ``values`` as a float16, as a whole number from 0 to 65535.
 
-        :param scratch: float32 and float16, for as many values
+        :param scratch: float32 and float16, for just as many values
         """
-        scaled, half = (each[: len(values)] for each in scratch)
+        scaled, half = scratch
         torch.mul(values.to(torch.float32), 1 / self.scale, out=scaled)
         if self.center:
             scaled.sub_(self.center / self.scale)
         return half.copy_(scaled.clamp_(-_FP16_MAX, _FP16_MAX)).view(torch.uint16)
 
-    def tells_apart(self, sample: torch.Tensor, codes: int) -> bool:
+    def tells_apart(self, sample: _Array, codes: int) -> bool:
         """Whether the bounds of equal shares of ``sample``, which ascends, have patterns of their own."""
-        bounds = sample[:: max(1, len(sample) // codes)]
-        found = len(torch.unique(self.patterns(bounds, scratch_for(bounds, *_SCRATCH)).int()))
-        return found >= 0.9 * len(torch.unique(bounds))
+        bounds = torch.from_numpy(sample[:: max(1, len(sample) // codes)].copy())
+        found = np.unique(self.patterns(bounds, Scratch(bounds, *_SCRATCH).of(len(bounds))).numpy())
+        return len(found) >= 0.9 * len(np.unique(bounds.numpy()))
 
 
-def _median_size(values: torch.Tensor) -> float:
+def _median_size(values: _Array) -> float:
     """The median of the magnitudes that are not 0; 0 if there are none."""
-    sizes = values.abs()
-    sizes = _sorted(sizes[sizes > 0])
+    sizes = np.abs(values)
+    sizes = np.sort(sizes[sizes > 0])
     return float(sizes[len(sizes) // 2]) if len(sizes) else 0.0
 
 
-def _sorted(values: torch.Tensor) -> torch.Tensor:
-    """Ascending. On a CPU numpy does it ten times as fast as torch, which finds the places as well."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.sort(values.numpy()))
-    return values.sort().values
+def _on_cpu(values: torch.Tensor) -> _Array:
+    """A copy of ``values`` as float32."""
+    array: _Array = values.to("cpu", torch.float32, copy=True).numpy()
+    return array
 
 
 @functools.cache
@@ -154,9 +155,9 @@ def _fit_to_patterns(values: torch.Tensor, indices: torch.Tensor, codes: int, sc
     order, ordered = _ordered_patterns()
     counts = _count_patterns(values, scaling)[order]
     suspect = counts.sum() < len(values) or counts[0] > 0 or counts[-1] > 0  # NaN, or clamped
-    if suspect and not bool(torch.isfinite(values.to(torch.float32)).all()):
+    if suspect and not all_finite(values):
         return None
-    present = np.flatnonzero(counts)
+    present = np.flatnonzero(counts > 0)
     shares, means = _shares(ordered[present], counts[present], codes)
     table = np.zeros(_PATTERNS, np.uint8)
     table[order[present]] = shares
@@ -164,10 +165,11 @@ def _fit_to_patterns(values: torch.Tensor, indices: torch.Tensor, codes: int, sc
     share_of = torch.from_numpy(table).to(device)
 
     def assign(spans: Spans) -> None:
-        *scratch, whole = scratch_for(values, *_SCRATCH, torch.int32)
+        scratch = Scratch(values, *_SCRATCH, torch.int32)
         for start, stop in spans:
-            patterns = whole[: stop - start].copy_(scaling.patterns(values[start:stop], scratch))
-            torch.index_select(share_of, 0, patterns, out=indices[start:stop])
+            *steps, whole = scratch.of(stop - start)
+            whole.copy_(scaling.patterns(values[start:stop], steps))
+            torch.index_select(share_of, 0, whole, out=indices[start:stop])
 
     walk(assign, len(values), device)
     return torch.from_numpy(means * scaling.scale + scaling.center).float().to(device)
@@ -181,11 +183,12 @@ def _count_patterns(values: torch.Tensor, scaling: _Scaling) -> _Array:
     def count(spans: Spans) -> None:
         table = torch.from_numpy(np.zeros(_PATTERNS, np.int32)).to(values.device)
         tables.append(table)
-        *scratch, whole, ones = scratch_for(values, *_SCRATCH, torch.int64, torch.int32)
-        ones.fill_(1)
+        scratch, ones = Scratch(values, *_SCRATCH, torch.int64), Scratch(values, torch.int32)
+        ones.all[0].fill_(1)
         for start, stop in spans:
-            patterns = whole[: stop - start].copy_(scaling.patterns(values[start:stop], scratch))
-            table.scatter_add_(0, patterns, ones[: stop - start])
+            *steps, whole = scratch.of(stop - start)
+            whole.copy_(scaling.patterns(values[start:stop], steps))
+            table.scatter_add_(0, whole, *ones.of(stop - start))
 
     walk(count, len(values), values.device)
     total = np.zeros(_PATTERNS, np.int64)
@@ -198,10 +201,10 @@ def _count_patterns(values: torch.Tensor, scaling: _Scaling) -> _Array:
 
 def _fit_to_sorted(values: torch.Tensor, indices: torch.Tensor, codes: int) -> torch.Tensor | None:
     """The slow way, for values that lie close together in several places far apart."""
-    single = values.to(torch.float32)
-    if not bool(torch.isfinite(single).all()):
+    if not all_finite(values):
         return None
-    ordered = _sorted(single)
+    single = values.to(torch.float32)
+    ordered = torch.from_numpy(np.sort(single.numpy())) if single.device.type == "cpu" else single.sort().values
     bounds = ordered[torch.arange(1, codes, device=values.device) * len(ordered) // codes]
     step = span_of(values.device)
     sums = torch.empty(spans_in(len(values), values.device), codes, dtype=torch.float64, device=values.device)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from hivemind.compression.base import rounding
-from hivemind.compression.chunks import Spans, scratch_for, span_of, spans_in, walk
-from hivemind.compression.codebook import CODES, CodebookCodec, add_by_index
+from hivemind.compression.chunks import Scratch, Spans, walk
+from hivemind.compression.codebook import CODES, CodebookCodec, all_finite, cut_off, sums_by_index
 from hivemind.compression.moments import moments
 from hivemind.proto import runtime_pb2
 
@@ -16,6 +16,8 @@ __all__ = ["Uniform8BitQuantization"]
 _SIGMAS = 6
 #: Deviations for which float32 is good enough for squares and inverses.
 _SINGLE = (1e-15, 1e15)
+#: The mean, in deviations, from which on it is subtracted first: of sums, float32 would keep too few digits.
+_FAR = 16
 #: About so many elements are looked at for the means of their steps: some hundred for each step.
 _SAMPLE = 2**15
 
@@ -34,36 +36,34 @@ class Uniform8BitQuantization(CodebookCodec):
     def fit(self, values: torch.Tensor, indices: torch.Tensor, codes: int) -> torch.Tensor | None:
         work, (mean, sigma) = torch.float32, moments(values)
         if not _SINGLE[0] < sigma < _SINGLE[1]:
-            if not bool(torch.isfinite(values.to(torch.float32)).all()):
+            if not all_finite(values):
                 return None
             work, (mean, sigma) = torch.float64, moments(values, torch.float64)
         scale = CODES / (_SIGMAS * sigma) if sigma else 0.0
         # half a step more, as the conversion to whole numbers cuts off
-        offset = torch.tensor(CODES // 2 + 0.5 - mean * scale, dtype=work, device=values.device)
-        sums, counts = (
-            torch.zeros(spans_in(len(values), values.device), CODES, dtype=torch.float64, device=values.device)
-            for _ in range(2)
-        )
-        step = span_of(values.device)
-        every = len(values) // _SAMPLE | 1  # odd, so as not to be in step with rows
+        far, middle = abs(mean) > _FAR * sigma, CODES // 2 + 0.5
+        offset = torch.tensor(middle if far else middle - mean * scale, dtype=work, device=values.device)
+        target = indices.numpy() if indices.device.type == "cpu" else indices
 
         def assign(spans: Spans) -> None:
-            scratch = scratch_for(values, work, torch.int32)
+            scratch = Scratch(values, work)
             for start, stop in spans:
-                span, chosen = values[start:stop].to(work), indices[start:stop]
-                places, whole = (each[: len(span)] for each in scratch)
+                span, (places,) = values[start:stop], scratch.of(stop - start)
+                if span.dtype != work:
+                    span = places.copy_(span)
+                if far:
+                    span = torch.sub(span, mean, out=places)
                 torch.add(offset, span, alpha=scale, out=places).clamp_(0, codes - 1)
-                chosen.copy_(whole.copy_(places))  # float to byte at once takes twice as long
-                sample = whole[::every].long()
-                add_by_index(sums[start // step], sample, span[::every].double())
-                counts[start // step] = torch.bincount(sample, minlength=CODES)
+                cut_off(places, target[start:stop])
 
         walk(assign, len(values), values.device)
-        sizes, means = counts.sum(0), sums.sum(0)
+        every = len(values) // _SAMPLE | 1  # odd, so as not to be in step with rows
+        sums, sizes = sums_by_index(indices[::every], values[::every], CODES)
+        means = sums.div_(sizes.clamp(min=1))
         if every > 1:  # a step may be missing in the sample, and gets its middle
             steps = torch.arange(CODES, dtype=torch.float64, device=values.device) - CODES // 2
             means = torch.where(sizes > 0, means, mean + steps / (scale or 1.0))
-        return means.div_(sizes.clamp_(min=1)).to(torch.float32)[:codes]
+        return means.to(torch.float32)[:codes]
 
     def error_bound(self, tensor: torch.Tensor) -> torch.Tensor:
         values = tensor.detach().float().double()

@@ -12,6 +12,7 @@ from hivemind.aio import TaskScope, with_deadline
 from hivemind.clock import Deadline
 from hivemind.errors import ConfigError, ControlFailure, DeadlineExceeded, HivemindError, StreamReset
 from hivemind.identity import PeerID
+from hivemind.large_blocks import keep_large_blocks
 from hivemind.log import get_logger
 from hivemind.p2p.calls import Numbers, error_of
 from hivemind.p2p.exposition import track
@@ -27,7 +28,6 @@ from hivemind.p2p.framing import (
     pack_target,
     unpack_target,
 )
-from hivemind.p2p.large_blocks import keep_large_blocks
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_STREAM_MESSAGE, WINDOW, check_request
 from hivemind.p2p.serving import answer, end_handlers, serve_stream
 from hivemind.p2p.streams import ControlStream
@@ -46,6 +46,8 @@ _JOIN_BYTES = 32 * 1024
 _GRACE = 0.5
 #: Seconds in which the daemon answers what it knows without asking the network.
 _REQUEST_SECONDS = 10.0
+#: Several times the longest unary message: it is received, parsed, built and serialized in blocks of its own.
+_KEPT_BYTES = 16 * 1024 * 1024
 
 
 class ControlClient(asyncio.BufferedProtocol):
@@ -64,7 +66,7 @@ class ControlClient(asyncio.BufferedProtocol):
         watch: HandlerWatch | None = None,
     ) -> None:
         self.watch = watch or HandlerWatch()
-        keep_large_blocks()
+        keep_large_blocks(_KEPT_BYTES)
         self.window = WINDOW
         self.max_message = MAX_STREAM_MESSAGE
         self.max_unary = DEFAULT_MAX_MSG_SIZE
