@@ -43,7 +43,7 @@ def test_a_port_is_forwarded(lab: NatLab, relays: list[NatPeer], say: Callable[[
         known = peer.reachability()
         assert known.port_mapping == protocol
         told = {str(each).partition("/p2p")[0] for each in known.addresses if home.public_address in str(each)}
-        forwarded = dict(router.mapped)
+        forwarded = dict(list(router.mapped))
         assert told >= {  # beside those at which others see its own connections
             f"/ip4/{home.public_address}/tcp/{forwarded['tcp']}",
             f"/ip4/{home.public_address}/udp/{forwarded['udp']}/quic-v1",
