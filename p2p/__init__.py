@@ -12,7 +12,7 @@ from hivemind.p2p.identity_file import ensure_identity, read_peer_id
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE
 from hivemind.p2p.membership import Membership
 from hivemind.p2p.memory import MemoryNetwork, MemoryTransport
-from hivemind.p2p.metrics import CallStats, P2PMetrics, PeerStats, ProtocolStats
+from hivemind.p2p.metrics import LATENCY_BOUNDS, CallStats, P2PMetrics, PeerStats, ProtocolStats
 from hivemind.p2p.p2p import P2P
 from hivemind.p2p.process import find_binary
 from hivemind.p2p.reachability import Reachability, RelayInUse
@@ -26,6 +26,7 @@ from hivemind.p2p.transport import Mode, Stream, Transport
 
 __all__ = [
     "DEFAULT_MAX_MSG_SIZE",
+    "LATENCY_BOUNDS",
     "MAX_UNARY_PAYLOAD_SIZE",
     "P2P",
     "AllowlistAuthorizer",

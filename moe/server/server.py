@@ -27,6 +27,7 @@ from hivemind.log import get_logger
 from hivemind.moe.server.checkpoints import CheckpointSaver, check_folder, copy_state, load_experts, saved_uids
 from hivemind.moe.server.config import ExpertOptions, ServerOptions
 from hivemind.moe.server.connection_handler import ConnectionHandler
+from hivemind.moe.server.counters import conceal, expose
 from hivemind.moe.server.creation import choose_uids, make_backends
 from hivemind.moe.server.creation import generate_uids as _generate_uids  # noqa: F401 - programs take it from here
 from hivemind.moe.server.module_backend import ModuleBackend
@@ -272,6 +273,7 @@ class Server:
             node, self._experts, period=self.options.update_period, expiration=self.options.declared_for
         )
         await self._presence.declare(self._experts)
+        expose(self)
         self._scope.start(self._presence.keep(), name="declarations of experts")
         if self._saver is not None:
             self._scope.start(self._saver.keep(), name="checkpoints of experts")
@@ -334,6 +336,7 @@ class Server:
 
     async def _leave(self) -> None:
         """No new clients, no new calls."""
+        conceal(self)
         await self._scope.close()
         if self._presence is not None:
             await self._presence.withdraw(self._experts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from hivemind.errors import ExpertError, ExpertFailed, InputMismatch, ServerBusy
 from hivemind.log import RateLimit, get_logger
 from hivemind.moe.server.fair_queue import FairQueue, Request
 from hivemind.moe.server.schedule import Schedule
+from hivemind.p2p import LATENCY_BOUNDS
 from hivemind.runtime import HivemindFuture
 
 __all__ = ["PoolStats", "Task", "TaskPool", "TaskPoolBase"]
@@ -35,6 +37,7 @@ class PoolStats:
 
     :param seconds: that its function ran
     :param waited: seconds that requests waited for their turn, all together
+    :param answered: seconds from the arrival of requests to their outcome, all together
     :param refused: requests for which there was no room
     :param cancelled: requests whose clients gave up while they waited
     :param failed: requests that ended in an error of the function
@@ -45,6 +48,7 @@ class PoolStats:
     samples: int = 0
     seconds: float = 0.0
     waited: float = 0.0
+    answered: float = 0.0
     refused: int = 0
     cancelled: int = 0
     failed: int = 0
@@ -122,6 +126,8 @@ class TaskPool(TaskPoolBase):
         self._running = False
         self._closing: HivemindFuture[None] | None = None
         self._stats = PoolStats()
+        #: requests by the seconds from arrival to outcome, see `LATENCY_BOUNDS`
+        self.latencies = [0] * (len(LATENCY_BOUNDS) + 1)
         self._seconds_per_sample = _FIRST_GUESS
 
     def attach(self, schedule: Schedule) -> None:
@@ -235,7 +241,8 @@ class TaskPool(TaskPoolBase):
             return
         begin = monotonic()
         outcomes = self._run_each(tasks)
-        seconds = monotonic() - begin
+        end = monotonic()
+        seconds = end - begin
         size = sum(task.size for task in tasks)
         with self.schedule.condition:
             if self._stats.batches:  # the first one also pays for what torch sets up
@@ -246,8 +253,11 @@ class TaskPool(TaskPoolBase):
                 samples=size,
                 seconds=seconds,
                 waited=sum(begin - task.since for task in tasks),
+                answered=sum(end - task.since for task in tasks),
                 failed=sum(isinstance(outcome, Exception) for outcome in outcomes),
             )
+            for task in tasks:
+                self.latencies[bisect_left(LATENCY_BOUNDS, end - task.since)] += 1
         for task, outcome in zip(tasks, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 task.future.set_exception(outcome)

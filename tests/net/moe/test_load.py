@@ -18,6 +18,7 @@ from hivemind.errors import ConfigError, RuntimeClosedError, ServerBusy, Unknown
 from hivemind.moe import Server
 from hivemind.moe.declare import find_experts
 from hivemind.moe.server.checkpoints import load_experts
+from hivemind.p2p import metrics_text
 from tests.support.experts import Caller, Gated, make_expert
 from tests.support.waiting import PATIENCE, eventually_sync
 
@@ -65,6 +66,18 @@ def test_requests_of_several_clients_are_one_batch() -> None:
         stats = server.stats()
         assert (stats.forward.batches, stats.forward.requests, stats.forward.samples) == (2, 4, 4)
         assert stats.calls == 0
+        assert 0 < stats.forward.waited < stats.forward.answered
+        text = metrics_text()
+        for line in (
+            '_requests_total{expert="e.0",call="forward"} 4',
+            '_batches_total{expert="e.0",call="forward"} 2',
+            '_samples_total{expert="e.0",call="backward"} 0',
+            '_queue{expert="e.0",call="forward"} 0',
+            '_request_seconds_bucket{call="forward",le="+Inf"} 4',
+            '_request_seconds_count{call="forward"} 4',
+        ):
+            assert f"hivemind_expert{line}\n" in text
+    assert "hivemind_expert" not in metrics_text()
 
 
 def test_a_flood_is_refused_and_leaves_room_for_others() -> None:
