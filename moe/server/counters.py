@@ -12,7 +12,7 @@ from hivemind.moe.server.task_pool import TaskPool
 from hivemind.moe.uid import ExpertUID
 from hivemind.p2p import LATENCY_BOUNDS, register_metrics
 
-__all__ = ["conceal", "expose"]
+__all__ = ["Serving", "conceal", "expose"]
 
 
 class Serving(Protocol):
