@@ -114,8 +114,9 @@ class Donor:
             snapshot = await with_deadline(self._shared_snapshot(), wait, "a copy of the state")
             metadata = snapshot.metadata
             for tensor, info in zip(snapshot.tensors, snapshot.infos, strict=True):
-                chunks = await in_pool(self._chunks, tensor, info)
-                for chunk in chunks:
+                # not into the message: then there would be three copies of a large tensor
+                header, buffer = await in_pool(self._compression.encode, tensor, info)
+                for chunk in split_for_streaming(header, DEFAULT_CHUNK_BYTES, buffer):
                     yield averaging_pb2.DownloadData(metadata=metadata, tensor_part=chunk)
                     metadata = b""  # only with the first
         finally:
@@ -128,10 +129,6 @@ class Donor:
             if self._shared is None or monotonic() - self._shared[1] > SHARED_SECONDS:
                 self._shared = await self._snapshot(), monotonic()
             return self._shared[0]
-
-    def _chunks(self, tensor: torch.Tensor, info: CompressionInfo) -> list[runtime_pb2.Tensor]:
-        message = self._compression.compress(tensor, info)
-        return list(split_for_streaming(message, DEFAULT_CHUNK_BYTES))
 
 
 class Downloader:

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import torch
 
-from hivemind.compression.base import CompressionBase, CompressionInfo, NoCompression, TensorRole
+from hivemind.compression.base import BufferCodec, CompressionBase, CompressionInfo, NoCompression, TensorRole
 from hivemind.compression.buffers import CPU, Buffer, TensorMessage
 from hivemind.compression.registry import codec_for
+from hivemind.compression.spec import TensorDescriptor
 from hivemind.errors import ConfigError
 from hivemind.proto import runtime_pb2
 
@@ -42,6 +43,20 @@ class AdaptiveCompressionBase(CompressionBase):
 
     def estimate_compression_ratio(self, info: CompressionInfo) -> float:
         return self.choose_compression(info).estimate_compression_ratio(info)
+
+    def codec_of(self, info: CompressionInfo) -> BufferCodec:
+        return self.choose_compression(info).codec_of(info)
+
+    def error_bound(self, tensor: torch.Tensor, info: CompressionInfo | None = None) -> torch.Tensor:
+        """As `BufferCodec.error_bound`, of the codec for ``tensor``.
+
+        :param info: what the choice follows from, where that is more than shape and dtype of a whole tensor
+        """
+        return self.codec_of(info or CompressionInfo.from_tensor(tensor)).error_bound(tensor)
+
+    def encoded_bytes(self, shape: torch.Size, dtype: torch.dtype, info: CompressionInfo | None = None) -> int:
+        """As `BufferCodec.encoded_bytes`, of the codec for such a tensor; ``info`` as in `error_bound`."""
+        return self.codec_of(info or CompressionInfo(None, TensorDescriptor(shape, dtype))).encoded_bytes(shape, dtype)
 
 
 class SizeAdaptiveCompression(AdaptiveCompressionBase):

@@ -131,6 +131,13 @@ class CompressionBase(ABC):
         """Encoded bytes per byte of the tensor, 1 for no compression. Every member of an averaging group must get the
         same number, as the partition follows from it."""
 
+    def codec_of(self, info: CompressionInfo) -> BufferCodec:
+        """The codec that writes the tensor that ``info`` describes: it tells its number, sizes, errors and linearity.
+
+        :raises SerializationError: if it is not known, as of a subclass that only compresses
+        """
+        raise SerializationError(f"{type(self).__name__} does not tell its codec")
+
 
 class BufferCodec(CompressionBase):
     """A codec: one way to turn elements into bytes, with a number of its own. What has to be told of it is here.
@@ -172,6 +179,9 @@ class BufferCodec(CompressionBase):
     def encoded_bytes(self, shape: torch.Size, dtype: torch.dtype) -> int:
         """Length of the buffer that `encode` writes for such a tensor."""
         return self.buffer_lengths(shape, dtype)[-1]
+
+    def codec_of(self, info: CompressionInfo) -> BufferCodec:
+        return self
 
     def compress(self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False) -> runtime_pb2.Tensor:
         keep_large_blocks()

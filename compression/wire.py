@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hivemind.compression.base import CompressionInfo
-from hivemind.compression.buffers import read_header
+from hivemind.compression.buffers import Buffer, read_header
 from hivemind.compression.registry import codec_for
 from hivemind.errors import ConfigError, SerializationError, TensorLengthError
 from hivemind.proto import runtime_pb2
@@ -63,12 +63,17 @@ def deserialize_torch_tensor(serialized_tensor: runtime_pb2.Tensor) -> torch.Ten
 
 
 def split_for_streaming(
-    serialized_tensor: runtime_pb2.Tensor, chunk_size_bytes: int = DEFAULT_CHUNK_BYTES
+    serialized_tensor: runtime_pb2.Tensor,
+    chunk_size_bytes: int = DEFAULT_CHUNK_BYTES,
+    buffer: Buffer | None = None,
 ) -> Iterator[runtime_pb2.Tensor]:
-    """Split one message into several of at most ``chunk_size_bytes`` bytes of buffer each; the first has the header."""
+    """Split one message into several of at most ``chunk_size_bytes`` bytes of buffer each; the first has the header.
+
+    :param buffer: where it is beside the message, as `CompressionBase.encode` has it
+    """
     if chunk_size_bytes < 1:
         raise ConfigError("chunk_size_bytes", chunk_size_bytes, "an integer >= 1")
-    data = memoryview(serialized_tensor.buffer)
+    data = memoryview(serialized_tensor.buffer if buffer is None else buffer)
     yield runtime_pb2.Tensor(
         compression=serialized_tensor.compression,
         buffer=bytes(data[:chunk_size_bytes]),

@@ -19,6 +19,7 @@ from hivemind.compression import (
     SizeAdaptiveCompression,
     TensorDescriptor,
     TensorRole,
+    Uniform8BitQuantization,
     base,
     codec_for,
     deserialize_torch_tensor,
@@ -169,6 +170,25 @@ def test_per_tensor() -> None:
             strategy.choose_compression(CompressionInfo.from_tensor(torch.ones(1), key="other"))
 
 
+def test_strategies_tell_what_their_codecs_do() -> None:
+    """Number, size, error bound and linearity of the codec for the tensor, through strategies within strategies."""
+    small, large = torch.randn(9), torch.randn(10)
+    by_size = SizeAdaptiveCompression(10, NoCompression(), Float16Compression())
+    strategy = RoleAdaptiveCompression(gradient=by_size, default=Uniform8BitQuantization())
+    gradient = CompressionInfo.from_tensor(large, role=TensorRole.GRADIENT)
+    for tensor, codec in ((small, NoCompression()), (large, Float16Compression())):
+        assert torch.equal(by_size.error_bound(tensor), codec.error_bound(tensor))
+        assert by_size.encoded_bytes(tensor.shape, tensor.dtype) == codec.encoded_bytes(tensor.shape, tensor.dtype)
+    assert strategy.codec_of(gradient).compression_type == runtime_pb2.FLOAT16
+    assert strategy.codec_of(gradient).linear
+    assert not strategy.codec_of(CompressionInfo.from_tensor(large)).linear
+    assert strategy.encoded_bytes(large.shape, large.dtype, gradient) == 20
+    assert torch.equal(strategy.error_bound(large, gradient), Float16Compression().error_bound(large))
+    assert torch.equal(strategy.error_bound(large), Uniform8BitQuantization().error_bound(large))
+    part = gradient.get_part(1, 3)  # the choice follows from the whole
+    assert strategy.encoded_bytes(torch.Size([3]), torch.float32, part) == 6
+
+
 def test_descriptor() -> None:
     descriptor = TensorDescriptor.from_tensor(torch.ones(2, 3, dtype=torch.float64, requires_grad=True))
     assert (descriptor.shape, descriptor.numel(), descriptor.requires_grad) == (torch.Size([2, 3]), 6, True)
@@ -214,5 +234,7 @@ def test_a_codec_of_a_users_own_needs_only_compress_and_a_ratio() -> None:
 
     header, buffer = Doubled().encode(torch.ones(2), CompressionInfo.from_tensor(torch.ones(2)))
     assert (header.buffer, bytes(buffer).hex()) == (b"", "0000004000000040")
+    with pytest.raises(SerializationError, match="Doubled does not tell its codec"):
+        SizeAdaptiveCompression(10, Doubled(), NoCompression()).error_bound(torch.ones(2))
     with pytest.raises(SerializationError, match="Doubled reads no messages"):
         Doubled().extract(NoCompression().compress(torch.ones(2), CompressionInfo.from_tensor(torch.ones(2))))

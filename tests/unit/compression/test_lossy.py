@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -333,9 +334,29 @@ def test_buffers_that_contradict_themselves(codec: str, buffer: bytes, text: str
 
 @every_8bit
 def test_headers_that_lie_take_no_memory(number: int) -> None:
-    for fields in ({"size": [2**32 - 1]}, {"size": [2**32 - 1] * 5}, {"dtype": "floating32"}, {"dtype": "complex64"}):
-        with pytest.raises(SerializationError):
+    lies: list[tuple[dict[str, Any], str]] = [
+        ({"size": [2**32 - 1]}, "shape \\(4294967295,\\) came with 1042 bytes"),
+        ({"size": [2**32 - 1] * 5}, "shape: got 5 dimensions, allowed: 64 dimensions, 281474976710656 elements"),
+        ({"dtype": "floating32"}, "dtype: got 'floating32', allowed: float32, "),
+        ({"dtype": "complex64"}, "does not carry .*complex64"),
+    ]
+    for fields, text in lies:
+        tracemalloc.start()
+        with pytest.raises(SerializationError, match=text):
             deserialize_torch_tensor(message(number, bytes(1042), **fields))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**20
+
+
+@every_codec
+@pytest.mark.parametrize("change", [-1, 1, 4096])
+def test_truncated_and_overlong_buffers_are_named(codec: BufferCodec, change: int) -> None:
+    cut = serialize_torch_tensor(torch.randn(5000), codec.compression_type)
+    length = len(cut.buffer)
+    cut.buffer = (cut.buffer + bytes(4096))[: length + change]
+    with pytest.raises(SerializationError, match=f"shape \\(5000,\\) came with {length + change} bytes|codes in"):
+        deserialize_torch_tensor(cut)
 
 
 @pytest.mark.parametrize("codes", [1, 3, 255])
