@@ -44,11 +44,12 @@ class Finder:
         beam_size: int,
         begin: Mapping[DHTID, PeerID] | None = None,
         *,
+        enough: int | None = None,
         quorum: int | None = None,
     ) -> Lookup:
         """A lookup that begins at ``begin`` or at the nodes known nearest; peers on the blacklist are left out."""
         node = self._node
-        lookup = Lookup(target, beam_size, own_id=node.node_id, quorum=quorum)
+        lookup = Lookup(target, beam_size, own_id=node.node_id, enough=enough, quorum=quorum)
         table = node.protocol.routing_table
         known = table.get_nearest_neighbors(target, node.protocol.bucket_size) if begin is None else begin.items()
         lookup.hear(each for each in known if each[1] not in node.blacklist)

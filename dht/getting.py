@@ -196,11 +196,12 @@ class Getter:
         try:
             # whoever is nearest has the value most likely, and any live one will do
             one_first = searches[0].any_will_do
-            quorum = self._node.num_replicas if beam_size is None and not one_first else None
-            lookups = {
-                key: finder.lookup(key, bucket_size if beam_size is None else beam_size, quorum=quorum)
-                for key in by_key
-            }
+            replicas = self._node.num_replicas
+            # twice as many as hold it: some may have come or gone since it was stored
+            enough = 2 * replicas if beam_size is None and one_first else None
+            quorum = replicas if beam_size is None and not one_first else None
+            beam = bucket_size if beam_size is None else beam_size
+            lookups = {key: finder.lookup(key, beam, enough=enough, quorum=quorum) for key in by_key}
             # those of the quorum are asked at once: all of them have to answer
             workers = max(num_workers, quorum or 0)
             await finder.run(lookups.values(), ask, on_finished, workers, one_first=one_first, beyond_crowds=True)

@@ -40,6 +40,7 @@ class Lookup:
     :param target: the id
     :param beam_size: how many of the nearest live nodes must have answered
     :param own_id: never asked, never counted
+    :param enough: instead of ``beam_size``, as long as no node has failed to answer
     :param quorum: for the latest value: if so many of the nearest nodes have the same one, it is taken for the latest;
         if they do not, twice as many are asked, and all of the beam while none has any
     :param contacts_per_beam: how many nodes are asked at most, in multiples of the widest beam
@@ -51,12 +52,14 @@ class Lookup:
         beam_size: int,
         own_id: DHTID | None = None,
         *,
+        enough: int | None = None,
         quorum: int | None = None,
         contacts_per_beam: float = MAX_CONTACTS_PER_BEAM,
     ) -> None:
         self.target = target
         self.beam_size = beam_size
         self.own_id = own_id
+        self.enough = enough
         self.quorum = quorum
         #: what `beam_size` may become
         self.widest = beam_size
@@ -172,8 +175,10 @@ class Lookup:
         self._any_version |= version is not None
 
     def _agree_on_beam(self) -> None:
-        """As ``quorum`` asks for."""
+        """As ``enough`` and ``quorum`` ask for."""
         if self.quorum is None:
+            enough = self.widest if self.enough is None or self.failures else self.enough
+            self.beam_size = min(self.widest, enough)
             return
         nearest = [node_id for _, node_id in self._by_distance[: self.quorum]]
         if all(self.states[node_id] is NodeState.ANSWERED for node_id in nearest):
@@ -226,7 +231,7 @@ class Lookup:
     def look_beyond(self, density: float, beam_size: int, others: Iterable[Node]) -> None:
         """Go on behind a crowd, with ``others`` that were found there."""
         self.density = density
-        self.quorum = None
+        self.quorum = self.enough = None
         self.beam_size = self.widest = beam_size
         self.hear(others)
 

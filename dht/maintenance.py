@@ -34,6 +34,9 @@ NEIGHBOR_SECONDS: Final = 60.0
 NEIGHBORS_PER_ROUND: Final = 4
 RESTLESS_SECONDS: Final = 15.0
 RESTLESS_PER_ROUND: Final = 10
+#: Other members of the table that are asked whether they live in each round, where nodes die so fast that many would be
+#: dead otherwise.
+DOUBTED_PER_ROUND: Final = 16
 #: Nodes met through one stranger: near this node, and elsewhere.
 MET_NEARBY: Final = 8
 MET_ELSEWHERE: Final = 2
@@ -79,13 +82,15 @@ class Maintenance:
             await self._refresh(node.options.refresh_timeout)
 
     async def _ask_neighbors(self) -> None:
-        """Those who share the records of this node: when one is gone, others take its place."""
+        """Those who share the records of this node: when one is gone, others take its place. And those who may be dead,
+        so that searches do not ask many dead nodes."""
         protocol = self._node.protocol
         if protocol.neighborhood.restless(NEIGHBOR_SECONDS):
             silent = protocol.neighborhood.unheard(RESTLESS_SECONDS, RESTLESS_PER_ROUND)
         else:
             silent = protocol.neighborhood.unheard(NEIGHBOR_SECONDS, NEIGHBORS_PER_ROUND)
-        await asyncio.gather(*(protocol.call_ping(peer) for peer in silent))
+        silent += protocol.neighborhood.doubtful(DOUBTED_PER_ROUND)
+        await asyncio.gather(*(protocol.call_ping(peer) for peer in dict.fromkeys(silent)))
 
     async def _ask_stranger(self) -> None:
         """Meet whom a node that this one had not known knows: near this node, where the holders of its records are, and

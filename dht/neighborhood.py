@@ -4,6 +4,7 @@ they held is given to those who are nearest now."""
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from hivemind.aio import TaskScope
 from hivemind.clock import DHTExpiration, get_dht_time
+from hivemind.dht.mortality import Mortality
 from hivemind.dht.replication import heirs, is_due
 from hivemind.dht.routing import DHTID, RoutingTable
 from hivemind.dht.storage import DHTLocalStorage, StoredValue
@@ -72,6 +74,7 @@ class Neighborhood:
         self._executor: asyncio.Task[None] | None = None
         #: when each member of the table was last heard of, by the clock of the loop
         self._heard: dict[DHTID, float] = {}
+        self._mortality = Mortality()
         self._last_loss = -math.inf
         #: the node heard of last of which this one did not know
         self.stranger: tuple[DHTID, PeerID] | None = None
@@ -81,15 +84,17 @@ class Neighborhood:
         if self._scope.closed:
             return  # this one is leaving
         table = self.routing_table
+        now = asyncio.get_running_loop().time()
         if table.touch(node_id, peer_id):
-            self._heard[node_id] = asyncio.get_running_loop().time()
+            self._mortality.note(now - self._heard.get(node_id, now), now, died=False)
+            self._heard[node_id] = now
             return
         self.stranger = (node_id, peer_id)
         oldest = table.add_or_update_node(node_id, peer_id)
         if oldest is not None:
             self._scope.start(self._ping(oldest[1]), name="ping of the member longest unseen")
         elif table.uid_to_peer_id.get(node_id) == peer_id:
-            self._heard[node_id] = asyncio.get_running_loop().time()
+            self._heard[node_id] = now
             self._gone.discard(node_id)
             self.lost_peers.pop(peer_id, None)
             self._welcome(node_id, peer_id)
@@ -101,8 +106,8 @@ class Neighborhood:
         node_id = self.routing_table.peer_id_to_uid.get(peer_id)
         if node_id is not None:
             del self.routing_table[node_id]
-            self._heard.pop(node_id, None)
-            self._last_loss = asyncio.get_running_loop().time()
+            self._last_loss = now = asyncio.get_running_loop().time()
+            self._mortality.note(now - self._heard.pop(node_id, now), now, died=True)
             self._bequeath(node_id)
             self.remember(peer_id, get_dht_time() + LOST_SECONDS)
 
@@ -160,6 +165,15 @@ class Neighborhood:
         near = self.routing_table.get_nearest_neighbors(self.routing_table.node_id, 2 * self._num_replicas)
         silent = sorted((self._heard.get(node_id, 0.0), peer_id) for node_id, peer_id in near)
         return [peer_id for heard, peer_id in silent if heard < before][:count]
+
+    def doubtful(self, count: int) -> list[PeerID]:
+        """Members of the table that were silent for so long that too many of them will be dead, as nodes die at present:
+        longest ago first, at most ``count``."""
+        now = asyncio.get_running_loop().time()
+        before = now - self._mortality.patience(now)
+        silent = ((self._heard.get(node_id, -math.inf), peer_id) for node_id, peer_id in self.routing_table)
+        doubted = (each for each in silent if before > each[0])
+        return [peer_id for _, peer_id in heapq.nsmallest(count, doubted)]
 
     def _bequeath(self, node_id: DHTID) -> None:
         if not self._storage.data or len(self._gone) >= MAX_GONE:

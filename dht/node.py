@@ -269,8 +269,8 @@ class DHTNode:
         """`get_many` by the ids of the keys.
 
         :param num_workers: requests under way at first
-        :param beam_size: how many of the nearest nodes to ask at most; default ``bucket_size``, and once a value is
-            found, for the latest, twice ``num_replicas``
+        :param beam_size: how many of the nearest nodes to ask at most. By default twice ``num_replicas``, which nearly
+            always hold what there is, and ``bucket_size`` where one of them does not answer, or none has the latest
         """
         self._check_alive()
         futures = self._getter.start(

@@ -144,7 +144,6 @@ class _Run:
             if overdue is not None:
                 overdue.cancel()
         if answer is None:
-            self.window = max(self.window, self.workers)
             self._plan.fail(request)
         else:
             if self._patience is not None:

@@ -152,6 +152,22 @@ def test_a_quorum_saves_requests_where_the_nearest_agree(versions: list[object],
     assert asked == expected
 
 
+def test_fewer_are_enough_while_all_answer() -> None:
+    for failing, expected in ((None, 10), (4, 21)):
+        lookup = Lookup(DHTID(0), 20, enough=10)
+        lookup.hear(node(DHTID(number)) for number in range(1, 31))
+        asked = 0
+        while (node_id := lookup.candidate()) is not None:
+            lookup.ask(node_id)
+            asked += 1
+            if asked == failing:
+                lookup.fail(node_id)
+            else:
+                lookup.answer(node_id, [])
+        assert lookup.finished
+        assert asked == expected
+
+
 def test_while_nodes_are_slow_others_are_asked() -> None:
     lookup = Lookup(DHTID(0), 2)
     lookup.hear(node(DHTID(number)) for number in range(1, 6))
