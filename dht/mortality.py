@@ -1,5 +1,5 @@
-"""How fast the nodes of a swarm die, as one node notices it; and so, how long a node may be silent before it is doubted.
-Pure."""
+"""How fast the nodes of a swarm die, as one node notices it; and so, how long a node may be silent before it is
+doubted. Pure."""
 
 from __future__ import annotations
 

@@ -167,8 +167,8 @@ class Neighborhood:
         return [peer_id for heard, peer_id in silent if heard < before][:count]
 
     def doubtful(self, count: int) -> list[PeerID]:
-        """Members of the table that were silent for so long that too many of them will be dead, as nodes die at present:
-        longest ago first, at most ``count``."""
+        """Members of the table that were silent for so long that too many of them will be dead, as nodes die at
+        present: longest ago first, at most ``count``."""
         now = asyncio.get_running_loop().time()
         before = now - self._mortality.patience(now)
         silent = ((self._heard.get(node_id, -math.inf), peer_id) for node_id, peer_id in self.routing_table)
