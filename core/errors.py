@@ -17,6 +17,7 @@
     │       ├── PeerUnreachable             no address answered: names each address and why
     │       ├── ProtocolNotSupported        the peer has no such handler
     │       ├── PeerBusy                    too many calls in flight
+    │       │   └── HandlerBusy             the peer's handler refuses: says after how many seconds to try again
     │       ├── MessageTooLarge             over the limit of this side or the other
     │       ├── StreamReset                 the peer reset the stream, or the connection broke
     │       └── StreamTruncated             the peer's stream ended inside a message
@@ -32,7 +33,7 @@
     │   ├── InputMismatch (ValueError)      the tensors do not fit what the expert takes
     │   ├── ExpertFailed (RuntimeError)     its module raised, or its answer is none
     │   ├── NotEnoughExperts (RuntimeError, TimeoutError)  fewer of a mixture have answered than should: says why
-    │   └── ServerBusy (PeerBusy)           the queue is full: says after how many seconds to try again
+    │   └── ServerBusy (HandlerBusy)        the queue is full
     ├── ServerStartError (RuntimeError)     a server of experts in another process did not start: carries its words
     ├── MatchmakingException                no group was formed
     └── AllreduceException                  an averaging round failed
@@ -60,6 +61,7 @@ __all__ = [
     "DispatchFailure",
     "ExpertError",
     "ExpertFailed",
+    "HandlerBusy",
     "HivemindError",
     "InputMismatch",
     "MatchmakingException",
@@ -212,6 +214,27 @@ class ProtocolNotSupported(DispatchFailure):
 class PeerBusy(DispatchFailure):
     """Too many calls are in flight at the peer or here."""
 
+    #: seconds after which to try again; None where nobody knows
+    retry_after: float | None = None
+
+
+class HandlerBusy(PeerBusy):
+    """A handler has more to do than it can answer in time. Raised by a handler, it is the same error at the caller;
+    callers of hivemind 1.1 get its repr as the text of a `P2PHandlerError`.
+
+    :param reason: what is full
+    :param retry_after: seconds after which to try again, below 3600
+    """
+
+    retry_after: float
+
+    def __init__(self, reason: str, retry_after: float) -> None:
+        super().__init__(reason, retry_after)
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: try again in {self.retry_after:.2g} s"
+
 
 class MessageTooLarge(DispatchFailure):
     """A message is over the limit of this side or of the other."""
@@ -276,19 +299,8 @@ class NotEnoughExperts(ExpertError, DeadlineExceeded, RuntimeError):
     """Fewer experts of a mixture have answered than each sample should have; the text says how many, and why."""
 
 
-class ServerBusy(ExpertError, PeerBusy):
-    """The server has more to do than it can answer in time.
-
-    :param reason: which queue is full
-    :param retry_after: seconds after which to try again
-    """
-
-    def __init__(self, reason: str, retry_after: float) -> None:
-        super().__init__(reason, retry_after)
-        self.retry_after = retry_after
-
-    def __str__(self) -> str:
-        return f"{self.args[0]}: try again in {self.retry_after:.2g} s"
+class ServerBusy(HandlerBusy, ExpertError):
+    """The server has more to do than it can answer in time."""
 
 
 class ServerStartError(HivemindError, RuntimeError):

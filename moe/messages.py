@@ -7,8 +7,6 @@ that is read here comes from another peer and is checked before memory is taken.
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypedDict
 
@@ -34,7 +32,7 @@ from hivemind.errors import (
     TensorLengthError,
     UnknownExpert,
 )
-from hivemind.p2p import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE
+from hivemind.p2p import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE, named_arguments, retry_seconds
 from hivemind.proto import runtime_pb2
 from hivemind.runtime import in_pool
 from hivemind.serializer import MSGPackSerializer
@@ -255,7 +253,6 @@ _NAMED: Mapping[str, type[HivemindError]] = {
         *(SerializationError, TensorLengthError, ProtocolViolation, MessageTooLarge, DeadlineExceeded),
     )
 }
-_FORM = re.compile(r"(\w{1,64})(\(.{0,8192}\))", re.DOTALL)
 
 
 def as_told(error: HivemindError) -> str:
@@ -265,19 +262,11 @@ def as_told(error: HivemindError) -> str:
 
 def named_error(error: P2PHandlerError) -> HivemindError:
     """The error that a server has told, by its name; ``error`` itself if it has none that is known here."""
-    form = _FORM.fullmatch(str(error))
-    if form is None:
-        return error
-    kind = form.group(1)
-    try:
-        arguments = ast.literal_eval(form.group(2))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return error
-    match kind, arguments:
-        case "ServerBusy", (str() as reason, int() | float() as seconds) if 0 <= seconds < 3600:
-            return ServerBusy(reason, float(seconds))
+    match named_arguments(str(error)):
+        case "ServerBusy", (str() as reason, told) if (seconds := retry_seconds(told)) is not None:
+            return ServerBusy(reason, seconds)
         case "KeyError", str() as text:  # what hivemind 1.1 says of an unknown uid
             return UnknownExpert(text)
-        case _, str() as text if kind in _NAMED:
+        case str() as kind, str() as text if kind in _NAMED:
             return _NAMED[kind](text)
     return error

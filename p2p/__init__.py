@@ -16,6 +16,7 @@ from hivemind.p2p.metrics import LATENCY_BOUNDS, CallStats, P2PMetrics, PeerStat
 from hivemind.p2p.p2p import P2P
 from hivemind.p2p.process import find_binary
 from hivemind.p2p.reachability import Reachability, RelayInUse
+from hivemind.p2p.refusals import named_arguments, retry_seconds
 from hivemind.p2p.relay_limits import RelayLimits
 from hivemind.p2p.rpc import P2PContext
 from hivemind.p2p.servicer import ServicerBase
@@ -65,6 +66,8 @@ __all__ = [
     "ensure_identity",
     "find_binary",
     "metrics_text",
+    "named_arguments",
     "read_peer_id",
     "register_metrics",
+    "retry_seconds",
 ]

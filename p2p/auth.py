@@ -21,6 +21,7 @@ from hivemind.crypto import RSAPublicKey
 from hivemind.errors import AuthorizationError
 from hivemind.identity import PeerID
 from hivemind.log import RateLimit, get_logger
+from hivemind.p2p.config import as_peer_ids
 from hivemind.p2p.rpc import P2PContext
 
 __all__ = ["AllowlistAuthorizer", "AuthRPCWrapper", "AuthRole", "AuthorizerBase"]
@@ -79,12 +80,13 @@ class AllowlistAuthorizer(AuthorizerBase):
     Ids stay the same over restarts where peers have an ``identity_path``; ``hivemind identity`` prints them.
 
     :param peer_ids: the members, as `PeerID` or base58 text; the own id need not be there
+    :raises ConfigError: if one is no peer id
     """
 
     checks_messages = False
 
     def __init__(self, peer_ids: Iterable[PeerID | str]) -> None:
-        self._allowed = frozenset(_as_peer_id(each) for each in peer_ids)
+        self._allowed = frozenset(as_peer_ids("peer_ids", peer_ids))
 
     @property
     def peer_ids(self) -> frozenset[PeerID]:
@@ -93,11 +95,11 @@ class AllowlistAuthorizer(AuthorizerBase):
 
     def allow(self, *peer_ids: PeerID | str) -> None:
         """Add members, for calls from now on. Any thread, one at a time."""
-        self._allowed = self._allowed.union(map(_as_peer_id, peer_ids))
+        self._allowed = self._allowed.union(as_peer_ids("peer_ids", peer_ids))
 
     def forbid(self, *peer_ids: PeerID | str) -> None:
         """Remove members, for calls from now on. Any thread, one at a time."""
-        self._allowed = self._allowed.difference(map(_as_peer_id, peer_ids))
+        self._allowed = self._allowed.difference(as_peer_ids("peer_ids", peer_ids))
 
     def problem_with_peer(self, peer: PeerID) -> str:
         return "" if peer in self._allowed else f"{peer} is not on the allowlist of this swarm"
@@ -113,10 +115,6 @@ class AllowlistAuthorizer(AuthorizerBase):
 
     async def validate_response(self, response: Any, request: Any) -> bool:
         return True
-
-
-def _as_peer_id(peer_id: PeerID | str) -> PeerID:
-    return peer_id if isinstance(peer_id, PeerID) else PeerID.from_base58(peer_id)
 
 
 class AuthRole(enum.Enum):

@@ -249,6 +249,8 @@ class DaemonTransport(ControlTransport):
     def _on_event(self, event: Mapping[str, Any]) -> None:
         if event.get("event") == "reachability" and self._watch is not None:
             self._watch.take(event)
+        elif event.get("event") == "banned":
+            self._line.note_ban(PeerID.from_base58(event["peer"]), event["seconds"])
         elif event.get("event") == "peers" and event["peers"]:
             self._known = [f"{address}/p2p/{peer['id']}" for peer in event["peers"] for address in peer["addrs"] or ()]
 

@@ -67,7 +67,7 @@ class Lifeline:
         self._recover = recover
         self._pid = os.getpid()
         self._handlers: dict[str, _Registration] = {}
-        # when the bans by this client end, on the monotonic clock
+        # when the bans by this client, and those that the daemon has told of, end, on the monotonic clock
         self._bans: dict[PeerID, float] = {}
         self._scope = TaskScope("restart of the p2p daemon")
         # while there is no connection: done when there is one again, or will be none
@@ -225,6 +225,10 @@ class Lifeline:
     async def ban(self, peer: PeerID, seconds: float, deadline: Deadline) -> None:
         """Have the daemon refuse ``peer``; goes for every connection to come."""
         await self.ask(lambda client: client.request("ban", peer=str(peer), seconds=seconds), deadline, "ban")
+        self.note_ban(peer, seconds)
+
+    def note_ban(self, peer: PeerID, seconds: float) -> None:
+        """The daemon refuses ``peer`` from now on, and so are those to come."""
         self._bans.pop(peer, None)
         self._bans[peer] = monotonic() + seconds
         if len(self._bans) > _MOST_BANS:

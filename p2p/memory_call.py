@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hivemind.clock import Deadline
-from hivemind.errors import DeadlineExceeded, HivemindError, P2PHandlerError, ProtocolNotSupported, StreamReset
+from hivemind.errors import DeadlineExceeded, HivemindError, ProtocolNotSupported, StreamReset
 from hivemind.p2p.limits import DEFAULT_MAX_MSG_SIZE
 from hivemind.p2p.memory_host import Client, Host
 from hivemind.p2p.memory_links import Links
+from hivemind.p2p.refusals import error_told
 from hivemind.p2p.serving import answer
 from hivemind.p2p.transport import Buffer, Mode, UnaryHandler
 
@@ -104,7 +105,7 @@ class MemoryCall:
 
     def _settle(self, result: Buffer | None, error: str) -> None:
         if result is None:
-            self._fail(P2PHandlerError(error))
+            self._fail(error_told(error))
         elif not self._outcome.done():
             self._outcome.set_result(result if isinstance(result, bytes) else bytes(result))
 

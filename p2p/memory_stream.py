@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from hivemind.errors import HivemindError, P2PHandlerError, StreamReset
+from hivemind.errors import HivemindError, StreamReset
 from hivemind.identity import PeerID
 from hivemind.p2p.limits import WINDOW, check_message
+from hivemind.p2p.refusals import error_told
 from hivemind.p2p.transport import Buffer, Mode
 
 __all__ = ["MemoryStream", "Path", "stream_pair"]
@@ -207,7 +208,7 @@ class MemoryStream:
         _wake(self._writer)
         self._check_done()
         if entry.kind is _Kind.ERROR:
-            error = P2PHandlerError(bytes(entry.payload).decode())
+            error = error_told(bytes(entry.payload).decode())
             self._end(error)
             raise error
         return None

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from hivemind.aio import TaskScope, cancel_and_wait, with_deadline
 from hivemind.clock import Deadline
-from hivemind.errors import DispatchFailure, P2PHandlerError, SerializationError
+from hivemind.errors import DispatchFailure, HandlerBusy, P2PHandlerError, SerializationError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.p2p.serving import MAX_ERROR_TEXT
@@ -247,6 +247,9 @@ def stream_handler(
             async with aclosing(await _iterator(handler(request, context))) as responses:
                 async for response in cast("AsyncIterator[Any]", responses):
                     await stream.send(_serialized(response, name))
+        except HandlerBusy as error:
+            with suppress(DispatchFailure):
+                await stream.send_error(repr(error)[:MAX_ERROR_TEXT])
         except DispatchFailure:
             raise  # there is nobody to tell
         except Exception as error:

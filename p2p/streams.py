@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
-from hivemind.errors import ConfigError, HivemindError, P2PHandlerError, StreamReset
+from hivemind.errors import ConfigError, HivemindError, StreamReset
 from hivemind.identity import PeerID
 from hivemind.p2p.calls import Incoming, ItemKind, Outgoing, error_of
 from hivemind.p2p.framing import MAX_FRAME, Flag, FrameType, Header, ResetCode, pack_header
 from hivemind.p2p.limits import check_message
+from hivemind.p2p.refusals import error_told
 from hivemind.p2p.transport import Buffer, Mode
 
 __all__ = ["ControlStream", "Link"]
@@ -207,7 +208,7 @@ class ControlStream:
             return item.payload
         if item.kind is ItemKind.FIN:
             return None
-        error = P2PHandlerError(str(item.payload, "utf-8", "replace"))
+        error = error_told(str(item.payload, "utf-8", "replace"))
         self._end(error)
         raise error
 

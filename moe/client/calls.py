@@ -129,7 +129,7 @@ async def exchange(
             busy: PeerBusy = told
         except PeerBusy as error:
             busy = error
-        wait = min(busy.retry_after if isinstance(busy, ServerBusy) else pause, _LONGEST_PAUSE)
+        wait = min(pause if busy.retry_after is None else busy.retry_after, _LONGEST_PAUSE)
         pause *= 2
         # those that were refused together must not come back together
         wait *= random.uniform(1, 1.5)

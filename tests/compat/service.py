@@ -12,6 +12,14 @@ from hivemind.p2p import P2P, P2PContext, PeerID, ServicerBase
 from hivemind.proto.runtime_pb2 import Tensor
 from hivemind.proto.test_pb2 import TestRequest, TestResponse
 
+try:
+    from hivemind.errors import HandlerBusy
+except ImportError:  # hivemind 1.1: an error of that name
+
+    class HandlerBusy(Exception):  # type: ignore[no-redef]
+        """A handler has no time now."""
+
+
 CALL_TIMEOUT = 30.0  # seconds for one call; typical is a few milliseconds
 
 
@@ -44,6 +52,9 @@ class Arithmetic(ServicerBase):
 
     async def rpc_refuse(self, request: TestRequest, context: P2PContext) -> TestResponse:
         raise ValueError(f"refused {request.number}")
+
+    async def rpc_busy(self, request: TestRequest, context: P2PContext) -> TestResponse:
+        raise HandlerBusy("the queue is full", request.number / 2)
 
     async def rpc_count_then_refuse(self, request: TestRequest, context: P2PContext) -> AsyncIterator[TestResponse]:
         for number in range(request.number):
@@ -134,6 +145,10 @@ async def _refuse(stub: Any, number: int, received: list[Any]) -> Any:
     return (await stub.rpc_refuse(TestRequest(number=number))).number
 
 
+async def _busy(stub: Any, number: int, received: list[Any]) -> Any:
+    return (await stub.rpc_busy(TestRequest(number=number))).number
+
+
 async def _count_then_refuse(stub: Any, number: int, received: list[Any]) -> Any:
     return await _collect(stub.rpc_count_then_refuse(TestRequest(number=number)), "number", received)
 
@@ -166,6 +181,7 @@ _CALLS: dict[str, Callable[[Any, Any, list[Any]], Awaitable[Any]]] = {
     "sum": _sum,
     "running_sum": _running_sum,
     "refuse": _refuse,
+    "busy": _busy,
     "count_then_refuse": _count_then_refuse,
     "mirror": _mirror,
     "mirror_stream": _mirror_stream,

@@ -45,6 +45,15 @@ async def test_errors_reach_the_caller(legacy: LegacyPeers, caller: Kind) -> Non
         assert "refused after 2" in refused["text"]
         assert refused["before"] == [0, 1]
 
+        # one that says when to try again is that error here, and its text there
+        refused = await calling.call(callee.peer_id, "busy", 5)
+        if caller == "ours":
+            assert refused["raised"] == "HandlerBusy"
+            assert refused["text"] == "the queue is full: try again in 2.5 s"
+        else:
+            assert refused["raised"] == "P2PHandlerError"
+            assert "HandlerBusy('the queue is full', 2.5)" in refused["text"]
+
         assert await calling.call(callee.peer_id, "square", 2) == 4
 
 

@@ -13,8 +13,10 @@ from hivemind.errors import (
     ConfigError,
     DeadlineExceeded,
     DispatchFailure,
+    HandlerBusy,
     P2PDaemonError,
     P2PHandlerError,
+    PeerBusy,
     SerializationError,
     StreamReset,
 )
@@ -54,6 +56,13 @@ class Numbers(ServicerBase):
     async def rpc_next(self, requests: AsyncIterator[TestRequest], context: P2PContext) -> AsyncIterator[TestResponse]:
         async for request in requests:
             yield TestResponse(number=request.number + 1)
+
+    async def rpc_busy(self, request: TestRequest, context: P2PContext) -> TestResponse:
+        raise HandlerBusy("the queue is full", request.number / 10)
+
+    async def rpc_count_busily(self, request: TestRequest, context: P2PContext) -> AsyncIterator[TestResponse]:
+        yield TestResponse(number=1)
+        raise HandlerBusy("the queue is full", request.number / 10)
 
     async def rpc_hang(self, request: TestRequest, context: P2PContext) -> TestResponse:
         await self.hanging.unary(b"", context.remote_id)
@@ -153,6 +162,25 @@ class ServiceContract:
         # the handler runs out of requests: any error, but one
         with pytest.raises(P2PHandlerError):
             await stub.rpc_first_only(numbers())
+
+    @pytest.mark.asyncio
+    async def test_a_handler_that_is_busy(self, pair: Pair) -> None:
+        """It says when to try again."""
+        alice, bob = pair
+        await Numbers().add_p2p_handlers(alice)
+        stub = Numbers.get_stub(bob, alice.peer_id)
+        with pytest.raises(HandlerBusy, match=r"^the queue is full: try again in 2.5 s$") as refused:
+            await stub.rpc_busy(TestRequest(number=25))
+        assert refused.value.retry_after == 2.5
+        assert isinstance(refused.value, PeerBusy)
+        responses = await stub.rpc_count_busily(TestRequest(number=5))
+        assert (await anext(responses)).number == 1
+        with pytest.raises(HandlerBusy) as refused:
+            await anext(responses)
+        assert refused.value.retry_after == 0.5
+        # a time that nobody waits for is no word of a busy handler
+        with pytest.raises(P2PHandlerError, match="HandlerBusy"):
+            await stub.rpc_busy(TestRequest(number=-1))
 
     @pytest.mark.asyncio
     async def test_a_stub_takes_a_timeout(self, pair: Pair) -> None:

@@ -3,6 +3,9 @@ package node
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -26,6 +29,7 @@ func (n *Node) newGuard(cfg *config.Config, own peer.ID) *guard.Guard {
 				n.log.Warn("a peer that floods this one was dropped; raise the flood limit if it is one of yours",
 					"peer", p, "with", why.String(), "refused_for", cfg.FloodBan.Duration().String(), "left_out", left)
 			}
+			n.bans.tell(p, cfg.FloodBan.Duration())
 			go n.closeTo(p)
 		},
 	}
@@ -36,6 +40,40 @@ func (n *Node) newGuard(cfg *config.Config, own peer.ID) *guard.Guard {
 func (n *Node) closeTo(p peer.ID) {
 	if err := n.Disconnect(p); err != nil {
 		n.log.Debug("closing the connections to a banned peer", "peer", p, "error", err)
+	}
+}
+
+// banWatchers are told of peers that are banned for a flood.
+type banWatchers struct {
+	mu   sync.Mutex
+	last int                                  // mu
+	all  map[int]func(peer.ID, time.Duration) // mu
+}
+
+func (w *banWatchers) tell(p peer.ID, span time.Duration) {
+	w.mu.Lock()
+	watchers := slices.Collect(maps.Values(w.all))
+	w.mu.Unlock()
+	for _, banned := range watchers {
+		banned(p, span)
+	}
+}
+
+// WatchBans calls banned, which must not wait, for each peer that is banned because it floods this one, until stop is called.
+func (n *Node) WatchBans(banned func(p peer.ID, span time.Duration)) (stop func()) {
+	w := &n.bans
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.all == nil {
+		w.all = make(map[int]func(peer.ID, time.Duration))
+	}
+	w.last++
+	key := w.last
+	w.all[key] = banned
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.all, key)
 	}
 }
 

@@ -46,6 +46,7 @@ type Node struct {
 	traffic *traffic
 	meter   *meter.Meter
 	guard   *guard.Guard
+	bans    banWatchers
 	metrics *prometheus.Registry // nil if nobody asks
 	reach   reach
 	seen    sightings

@@ -133,6 +133,24 @@ async def test_bans_hold() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_ban_for_a_flood_holds() -> None:
+    options = {**KEEP, "flood_limit": 1, "flood_ban_seconds": 1000.0}
+    async with await P2P.create(**options) as alice, await P2P.create(await alice.get_visible_maddrs()) as bob:
+
+        async def dropped() -> bool:
+            calls = (bob.transport.call(alice.peer_id, "unknown", b"", soon()) for _ in range(64))
+            await asyncio.gather(*calls, return_exceptions=True)
+            return bob.peer_id in await alice.bans()
+
+        await eventually(dropped, "the flooder is dropped")
+        kill(alice)
+        bans = await alice.bans()
+        assert restarts_of(alice) == 1
+        assert list(bans) == [bob.peer_id]
+        assert 900 < bans[bob.peer_id] < 1000
+
+
+@pytest.mark.asyncio
 async def test_calls_end_or_wait() -> None:
     """What was sent is not sent again; what was not waits."""
     async with await P2P.create(**KEEP) as alice, await P2P.create(await alice.get_visible_maddrs()) as bob:

@@ -356,9 +356,13 @@ async def test_allowlist_keeps_requests_from_strangers(pair: Pair) -> None:
     assert service.calls == 0
 
 
-def test_allowlist_of_what_is_no_id() -> None:
-    with pytest.raises(ConfigError, match="peer id"):
-        AllowlistAuthorizer(["not an id"])
+@pytest.mark.parametrize("slip", ["not an id", "abc", "2NEpo7TZRRrLZSi2U", ""])
+def test_allowlist_of_what_is_no_id(slip: str) -> None:
+    """Text that is base58 but no id among them."""
+    with pytest.raises(ConfigError, match="peer_ids.*peer id"):
+        AllowlistAuthorizer([slip])
+    with pytest.raises(ConfigError, match="peer_ids.*peer id"):
+        AllowlistAuthorizer([]).allow(slip)
 
 
 # -- subclasses as hivemind 1.1 has them -----------------------------------------------------------------------------
