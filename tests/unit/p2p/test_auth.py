@@ -359,9 +359,9 @@ async def test_allowlist_keeps_requests_from_strangers(pair: Pair) -> None:
 @pytest.mark.parametrize("slip", ["not an id", "abc", "2NEpo7TZRRrLZSi2U", ""])
 def test_allowlist_of_what_is_no_id(slip: str) -> None:
     """Text that is base58 but no id among them."""
-    with pytest.raises(ConfigError, match="peer_ids.*peer id"):
+    with pytest.raises(ConfigError, match=r"peer_ids.*peer id"):
         AllowlistAuthorizer([slip])
-    with pytest.raises(ConfigError, match="peer_ids.*peer id"):
+    with pytest.raises(ConfigError, match=r"peer_ids.*peer id"):
         AllowlistAuthorizer([]).allow(slip)
 
 
