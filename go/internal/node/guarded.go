@@ -77,6 +77,8 @@ func (g gater) InterceptAddrDial(peer.ID, ma.Multiaddr) bool                    
 func (g gater) InterceptAccept(network.ConnMultiaddrs) bool                     { return true }
 func (g gater) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }
 
-func (g gater) InterceptSecured(_ network.Direction, p peer.ID, _ network.ConnMultiaddrs) bool {
+// InterceptSecured is where the library shows the sockets of TCP connections, of both directions and before anything wraps them.
+func (g gater) InterceptSecured(_ network.Direction, p peer.ID, conn network.ConnMultiaddrs) bool {
+	boundSilence(conn)
 	return g.guard.Banned(p) == 0
 }

@@ -41,12 +41,9 @@ const (
 	maxWindow     = 4 << 20
 )
 
-// The multiplexer asks now and then whether the other side is still there; it has 10 s to answer. Each question wakes both processes: where
-// the kernel watches the connection (boundSilence), it is only for peers that have stopped while their machine goes on.
-const (
-	keepAlive          = 30 * time.Second
-	keepAliveUnwatched = 10 * time.Second
-)
+// keepAlive is between the multiplexer's questions whether the other side is still there; it has 10 s to answer. Each wakes both processes: the kernel
+// watches the connection (boundSilence), so that it is only for peers that have stopped while their machine goes on.
+const keepAlive = 30 * time.Second
 
 // Connections are trimmed to lowWater when there are more than highWater, none younger than the grace period.
 const (
@@ -85,7 +82,7 @@ func newHost(cfg *config.Config, key crypto.PrivKey, n *Node, watch *guardedMana
 		libp2p.BandwidthReporter(n.traffic),
 		libp2p.SwarmOpts(swarm.WithDialRanker(rankDials)),
 		libp2p.WithDialTimeout(cfg.DialTimeout.Duration()),
-		libp2p.Muxer(yamux.ID, muxer(n.private)),
+		libp2p.Muxer(yamux.ID, muxer()),
 		libp2p.Transport(tcp.NewTCPTransport),
 	}
 	secret, err := cfg.PrivateNetwork()
@@ -143,14 +140,11 @@ func checkPorts(cfg *config.Config) error {
 	return nil
 }
 
-func muxer(private bool) *yamux.Transport {
+func muxer() *yamux.Transport {
 	settings := *yamux.DefaultTransport.Config()
 	settings.InitialStreamWindowSize = initialWindow
 	settings.MaxStreamWindowSize = maxWindow
 	settings.KeepAliveInterval = keepAlive
-	if private {
-		settings.KeepAliveInterval = keepAliveUnwatched
-	}
 	return (*yamux.Transport)(&settings)
 }
 
@@ -158,6 +152,7 @@ func newQUIC(
 	key crypto.PrivKey, manager *quicreuse.ConnManager, psk pnet.PSK, gater connmgr.ConnectionGater,
 	limits network.ResourceManager,
 ) (transport.Transport, error) {
+	boundQUICSilence(manager.ClientConfig())
 	inner, err := quic.NewTransport(key, manager, psk, gater, limits)
 	if err != nil {
 		return nil, err
@@ -171,7 +166,7 @@ func securityOptions(cfg *config.Config) []libp2p.Option {
 		options = append(options, libp2p.Security(libp2ptls.ID, newTLS))
 	}
 	if cfg.Noise {
-		options = append(options, libp2p.Security(noise.ID, newNoise))
+		options = append(options, libp2p.Security(noise.ID, noise.New))
 	}
 	return options
 }

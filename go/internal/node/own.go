@@ -88,10 +88,10 @@ func (o *ownWay) connect() (network.MuxedConn, error) {
 	var far network.MuxedConn
 	go func() {
 		var err error
-		far, err = muxer(false).NewConn(other, true, nil)
+		far, err = muxer().NewConn(other, true, nil)
 		greeted <- err
 	}()
-	near, err := muxer(false).NewConn(one, false, nil)
+	near, err := muxer().NewConn(one, false, nil)
 	if other := <-greeted; err == nil {
 		err = other
 	}

@@ -26,7 +26,6 @@ func newTLS(id protocol.ID, key crypto.PrivKey, muxers []tptu.StreamMuxer) (*bul
 
 // SecureInbound implements sec.SecureTransport.
 func (t *bulkTLS) SecureInbound(ctx context.Context, conn net.Conn, p peer.ID) (sec.SecureConn, error) {
-	boundSilence(conn)
 	raw := newBulkConn(conn)
 	secured, err := t.Transport.SecureInbound(ctx, raw, p)
 	if err != nil {
@@ -37,7 +36,6 @@ func (t *bulkTLS) SecureInbound(ctx context.Context, conn net.Conn, p peer.ID) (
 
 // SecureOutbound implements sec.SecureTransport.
 func (t *bulkTLS) SecureOutbound(ctx context.Context, conn net.Conn, p peer.ID) (sec.SecureConn, error) {
-	boundSilence(conn)
 	raw := newBulkConn(conn)
 	secured, err := t.Transport.SecureOutbound(ctx, raw, p)
 	if err != nil {
