@@ -170,7 +170,7 @@ compat: env legacy ## One swarm with hivemind 1.1.12
 docs: env ## The code that README and docs show
 	@$(PYTEST) $(REPORT) tests/docs $(ARGS)
 
-fuzz: env toolchain ## Hostile clients, daemons and peers, FUZZ_SECONDS=60 for each of four sides
+fuzz: env toolchain ## Hostile clients, daemons and peers, FUZZ_SECONDS=60 for each of five sides
 	@$(PY) tools/fuzz.py --seconds $(FUZZ_SECONDS)
 
 soak: env ## 200 calls in flight for SECONDS=60 while peers come and are killed: nothing may grow

@@ -7,6 +7,7 @@ that is read here comes from another peer and is checked before memory is taken.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypedDict
 
@@ -63,6 +64,8 @@ _INLINE_BYTES: Final = 2**16
 #: Tensors in one request or answer, and descriptors in a schema.
 MAX_TENSORS: Final = 1024
 _MAX_SCHEMA_DEPTH: Final = 16
+#: Messages of a stream after which others have their turn on the network thread.
+_CHUNKS_AT_ONCE: Final = 32
 
 
 # -- rpc_info ------------------------------------------------------------------------------------------------------
@@ -196,13 +199,12 @@ async def read_requests(
     """
     uids: set[str] = set()
 
-    async def chunks() -> AsyncIterator[runtime_pb2.Tensor]:
+    async def chunks() -> AsyncIterator[Sequence[runtime_pb2.Tensor]]:
         async for request in requests:
             uids.add(request.uid)
             if len(uids) > 1:
                 raise ProtocolViolation("messages of one request name different experts")
-            for tensor in request.tensors:
-                yield tensor
+            yield request.tensors
 
     tensors = await _join(chunks(), max_bytes)
     if not uids:
@@ -219,28 +221,33 @@ async def read_responses(
     :raises SerializationError: if a tensor is malformed or a bound is passed
     """
 
-    async def chunks() -> AsyncIterator[runtime_pb2.Tensor]:
+    async def chunks() -> AsyncIterator[Sequence[runtime_pb2.Tensor]]:
         async for response in responses:
-            for tensor in response.tensors:
-                yield tensor
+            yield response.tensors
 
     return await _join(chunks(), max_bytes)
 
 
-async def _join(chunks: AsyncIterable[runtime_pb2.Tensor], max_bytes: float) -> list[torch.Tensor]:
-    """Tensors of chunks; one with a dtype begins a new tensor. They are put together off the network thread."""
+async def _join(messages: AsyncIterable[Sequence[runtime_pb2.Tensor]], max_bytes: float) -> list[torch.Tensor]:
+    """Tensors of messages with chunks; one with a dtype begins a new tensor. They are put together off the network
+    thread."""
     groups: list[list[runtime_pb2.Tensor]] = []
     received = count = 0
-    async for chunk in chunks:
-        if chunk.dtype:
-            groups.append([])
-        elif not groups:
-            raise SerializationError("a stream of tensors begins inside of one")
-        received, count = received + len(chunk.buffer), count + 1
-        # honest chunks are full ones but for the last of each tensor; a sender of smaller ones gets some leeway
-        if received > max_bytes or len(groups) > MAX_TENSORS or count > 16 * MAX_TENSORS + received // 1024:
+    async for chunks in messages:
+        # honest messages are full but for the last of each tensor; a sender of smaller ones gets some leeway
+        count += max(1, len(chunks))
+        received += sum(len(chunk.buffer) for chunk in chunks)
+        begun = len(groups) + sum(bool(chunk.dtype) for chunk in chunks)
+        if received > max_bytes or begun > MAX_TENSORS or count > 2 * MAX_TENSORS + received // 1024:
             raise SerializationError(f"a stream of tensors over the bounds of {max_bytes} bytes, {MAX_TENSORS} tensors")
-        groups[-1].append(chunk)
+        for chunk in chunks:
+            if chunk.dtype:
+                groups.append([])
+            elif not groups:
+                raise SerializationError("a stream of tensors begins inside of one")
+            groups[-1].append(chunk)
+        if count % _CHUNKS_AT_ONCE == 0:  # messages that are there already are no wait
+            await asyncio.sleep(0)
     return await in_pool(lambda: [deserialize_torch_tensor(combine_from_streaming(group)) for group in groups])
 
 

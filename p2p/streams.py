@@ -131,7 +131,7 @@ class ControlStream:
                 if sent == len(view):
                     break
         except BaseException:
-            if sent:
+            if sent and not self._call_is_over():
                 self.reset()
             raise
         finally:
@@ -177,12 +177,16 @@ class ControlStream:
         """A unary call whose answer came before its request was sent: the peer refused it, and tells why."""
         return self._remote_finished and self._caller and self.mode is Mode.UNARY
 
+    def _call_is_over(self) -> bool:
+        """The callee has ended the call: what it has said is still to be received, what is sent is dropped."""
+        return self._remote_finished and self._caller and self.mode is Mode.MESSAGES
+
     def _check_sending(self) -> None:
         if self._over is not None:
             raise self._over
         if self._finished:
             raise StreamReset(f"stream {self.name} with {self.remote_id} has ended: this side has finished")
-        if self._remote_finished and self._caller and self.mode is Mode.MESSAGES:
+        if self._call_is_over():
             raise StreamReset(f"stream {self.name} with {self.remote_id} has ended: the other side has finished")
 
     # -- receiving -------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Fuzz both ends of the control protocol and what peers send, for a number of seconds each; ends with a table.
 
-There are four sides, each of which divides its time among its tests: the daemon against its clients and against peers,
-Python against its daemon and against peers. An input of Go's that fails is kept under ``testdata/fuzz`` of its package
-(commit it: it is a test from then on), one of hypothesis is printed with the decorator that repeats it.
+There are five sides, each of which divides its time among its tests: the daemon against its clients and against peers,
+Python against its daemon and against peers, a server of experts against peers. An input of Go that fails is kept
+under ``testdata/fuzz`` of its package (commit it: it is a test from then on), one of hypothesis is printed with the
+decorator that repeats it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ GO = {
         (CONTROL, "FuzzCallStream"),
     ],
 }
-PYTHON = {"Python, daemon": "tests/fuzz/test_control.py", "Python, peers": "tests/fuzz/test_peers.py"}
+PYTHON = {
+    "Python, daemon": "tests/fuzz/test_control.py",
+    "Python, peers": "tests/fuzz/test_peers.py",
+    "experts, peers": "tests/fuzz/test_experts.py",
+}
 
 
 #: All that Go says when its time is over while a worker is busy (golang/go#75804, mended in Go 1.27): no finding.
@@ -76,7 +81,7 @@ def fuzz_python(path: str, seconds: float) -> tuple[bool, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, default=60.0, help="for each of the four sides (default: 60)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for each of the five sides (default: 60)")
     seconds = parser.parse_args().seconds
     go = require_go()
     check_targets(go)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Protocol
 
 import pytest
@@ -364,6 +365,26 @@ class TransportConformance:
             await bounded(send_for_ever())
         await stream.finish()
         stream.reset()
+
+    @pytest.mark.asyncio
+    async def test_what_a_callee_says_at_its_end_survives_what_is_sent_meanwhile(self, swarm: Swarm) -> None:
+        alice, bob = await swarm.transport(), await swarm.transport()
+
+        async def fail(stream: Stream) -> None:
+            await stream.receive()
+            await stream.send(b"first")
+            await stream.send_error("enough")
+
+        await alice.listen_stream("fail", Mode.MESSAGES, fail)
+        stream = await bob.open(alice.peer_id, "fail", Mode.MESSAGES, soon())
+
+        # what is sent is dropped, or broken off inside of a message
+        with suppress(DispatchFailure):
+            for _ in range(8):
+                await bounded(stream.send(bytes(3 * MIB)))
+        assert await stream.receive() == b"first"
+        with pytest.raises(P2PHandlerError, match="enough"):
+            await stream.receive()
 
     @pytest.mark.asyncio
     async def test_an_error_ends_the_stream_after_what_was_sent(self, swarm: Swarm) -> None:
