@@ -157,9 +157,9 @@ def _encode_blocks(values: torch.Tensor, nearest: torch.Tensor, scales: torch.Te
                 span = work
             blocks, largest = span.view(-1, BLOCK), scales[first:last]
             _largest(blocks, largest)
+            torch.div(blocks, largest[:, None], out=work.view(-1, BLOCK))
             # a float16 has digits enough to tell codes apart, and few enough for a table of all its patterns
-            half.view(-1, BLOCK).copy_(torch.div(blocks, largest[:, None], out=work.view(-1, BLOCK)))
-            pattern.copy_(half.view(torch.uint16))
+            pattern.copy_(half.copy_(work).view(torch.uint16))
             torch.index_select(nearest, 0, pattern[: stop - start], out=indices[start:stop])
 
     walk(encode, len(scales), values.device, unit=BLOCK)
@@ -170,10 +170,9 @@ def _largest(blocks: torch.Tensor, out: torch.Tensor) -> None:
     # magnitudes of all elements first would take longer. numpy, as torch takes longer for as few as these than for all
     # that they are the largest of
     if out.device.type == "cpu":
-        array = blocks.numpy()
-        largest = np.maximum(array.max(axis=1), -array.min(axis=1))
+        array, largest = blocks.numpy(), out.numpy()
+        np.maximum(array.max(axis=1), -array.min(axis=1), out=largest)
         largest[largest == 0] = 1
-        out.copy_(torch.from_numpy(largest))
     else:
         torch.maximum(blocks.amax(dim=1), -blocks.amin(dim=1), out=out)
         out.masked_fill_(out == 0, 1)

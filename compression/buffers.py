@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from hivemind.large_blocks import keep_large_blocks
 __all__ = [
     "CPU",
     "WIRE_DTYPES",
+    "Array",
     "Buffer",
     "Elements",
     "TensorMessage",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 CPU = torch.device("cpu")
+
+#: Numbers on the CPU.
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 #: Memory that holds encoded values. What is not ``bytes`` belongs to whoever has got it, and may be written to.
 Buffer = bytes | bytearray | memoryview

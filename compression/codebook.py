@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element
-from hivemind.compression.buffers import Buffer, allocate, dtype_name, from_buffer, to_buffer
+from hivemind.compression.buffers import Array, Buffer, allocate, dtype_name, from_buffer, to_buffer
 from hivemind.compression.chunks import Spans, span_of, spans_in, walk
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
@@ -176,14 +176,14 @@ def cut_off(places: torch.Tensor, out: Indices) -> None:
         np.copyto(out, places.numpy(), casting="unsafe")
 
 
-def sums_by_index(indices: torch.Tensor, values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the ``values`` with each index below ``count``, the sum and the number, both float64."""
+def sums_by_index(indices: torch.Tensor, values: torch.Tensor) -> tuple[Array, Array]:
+    """For each of `CODES` indices, the sum and the number of the ``values`` that have it, float64 and int64."""
     if indices.device.type == "cpu":
-        chosen, weights = indices.numpy(), values.to(torch.float32 if values.dtype == torch.bfloat16 else values.dtype)
-        arrays = np.bincount(chosen, weights.numpy(), count), np.bincount(chosen, minlength=count).astype(np.float64)
-        return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1])
-    weights = values.to(torch.float64)
-    return torch.bincount(indices, weights, count), torch.bincount(indices, minlength=count).double()
+        chosen = indices.numpy()
+        weights = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        return np.bincount(chosen, weights, CODES), np.bincount(chosen, minlength=CODES)
+    sums = torch.bincount(indices, values.double(), CODES), torch.bincount(indices, minlength=CODES)
+    return sums[0].cpu().numpy(), sums[1].cpu().numpy()
 
 
 class Lookup:

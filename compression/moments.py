@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from hivemind.compression.buffers import Array
 from hivemind.compression.chunks import Scratch, Spans, walk
 
 __all__ = ["moments"]
-
-_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 #: Values whose sums are computed in the dtype itself: a multiple of them is a span. Below the 10,000 from which
 #: OpenBLAS spreads a dot product over its threads.
@@ -50,7 +48,7 @@ def _about(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tuple[floa
     return mean, max(variance, 0.0) if math.isfinite(variance) else math.nan
 
 
-def _sums_on_cpu(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tuple[_Array, _Array]:
+def _sums_on_cpu(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tuple[Array, Array]:
     """Sum and sum of squares of each block, by dot products: numpy takes those to a BLAS in one call for all of them,
     while torch would wake its threads for each."""
     blocks = -(-len(values) // BLOCK)
@@ -81,7 +79,7 @@ def _sums_on_cpu(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tupl
     return sums, squares
 
 
-def _sums(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tuple[_Array, _Array]:
+def _sums(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tuple[Array, Array]:
     """The same for spans of an accelerator."""
     sums: list[torch.Tensor] = []
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from hivemind.compression.base import rounding
+from hivemind.compression.buffers import Array
 from hivemind.compression.chunks import Scratch, Spans, span_of, spans_in, walk
 from hivemind.compression.codebook import CodebookCodec, all_finite
 from hivemind.proto import runtime_pb2
 
 __all__ = ["Quantile8BitQuantization"]
-
-_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 #: So many elements are sorted; of more, so many are looked at to see where they lie.
 _SAMPLE = 8192
@@ -75,7 +73,7 @@ class _Scaling:
     scale: float  # a power of 2, so that it costs no digits
 
     @classmethod
-    def of(cls, sample: _Array) -> _Scaling:
+    def of(cls, sample: Array) -> _Scaling:
         """For values like those of ``sample``, float32, ascending."""
         center, spread = 0.0, _median_size(sample)
         median = float(sample[len(sample) // 2])
@@ -95,23 +93,24 @@ class _Scaling:
             scaled.sub_(self.center / self.scale)
         return half.copy_(scaled.clamp_(-_FP16_MAX, _FP16_MAX)).view(torch.uint16)
 
-    def tells_apart(self, sample: _Array, codes: int) -> bool:
+    def tells_apart(self, sample: Array, codes: int) -> bool:
         """Whether the bounds of equal shares of ``sample``, which ascends, have patterns of their own."""
         bounds = torch.from_numpy(sample[:: max(1, len(sample) // codes)].copy())
         found = np.unique(self.patterns(bounds, Scratch(bounds, *_SCRATCH).of(len(bounds))).numpy())
         return len(found) >= 0.9 * len(np.unique(bounds.numpy()))
 
 
-def _median_size(values: _Array) -> float:
+def _median_size(values: Array) -> float:
     """The median of the magnitudes that are not 0; 0 if there are none."""
     sizes = np.abs(values)
-    sizes = np.sort(sizes[sizes > 0])
-    return float(sizes[len(sizes) // 2]) if len(sizes) else 0.0
+    zeros = len(sizes) - int(np.count_nonzero(sizes))
+    middle = zeros + (len(sizes) - zeros) // 2  # as zeros come first
+    return float(np.partition(sizes, middle)[middle]) if zeros < len(sizes) else 0.0
 
 
-def _on_cpu(values: torch.Tensor) -> _Array:
+def _on_cpu(values: torch.Tensor) -> Array:
     """A copy of ``values`` as float32."""
-    array: _Array = values.to("cpu", torch.float32, copy=True).numpy()
+    array: Array = values.to("cpu", torch.float32, copy=True).numpy()
     return array
 
 
@@ -128,7 +127,7 @@ def _places(length: int, device: torch.device) -> torch.Tensor:
 
 
 @functools.cache
-def _ordered_patterns() -> tuple[_Array, _Array]:
+def _ordered_patterns() -> tuple[Array, Array]:
     """The patterns of all finite values of float16, ascending by value, and the values, float64."""
     values = np.arange(_PATTERNS, dtype=np.uint16).view(np.float16).astype(np.float64)
     order = np.argsort(values, kind="stable")
@@ -136,7 +135,7 @@ def _ordered_patterns() -> tuple[_Array, _Array]:
     return order, values[order]
 
 
-def _shares(values: _Array, counts: _Array, codes: int) -> tuple[_Array, _Array]:
+def _shares(values: Array, counts: Array, codes: int) -> tuple[Array, Array]:
     """Put values in shares of about equal counts.
 
     :param values: float64, ascending
@@ -175,7 +174,7 @@ def _fit_to_patterns(values: torch.Tensor, indices: torch.Tensor, codes: int, sc
     return torch.from_numpy(means * scaling.scale + scaling.center).float().to(device)
 
 
-def _count_patterns(values: torch.Tensor, scaling: _Scaling) -> _Array:
+def _count_patterns(values: torch.Tensor, scaling: _Scaling) -> Array:
     """How many of ``values`` have each pattern, int64 ``(65536,)``. Both zeros count as 0.0: in an order of patterns
     one would come after all of the other. Numpy goes on with them, as torch would spread each step over its threads."""
     tables: list[torch.Tensor] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from hivemind.compression.base import rounding
@@ -58,12 +59,11 @@ class Uniform8BitQuantization(CodebookCodec):
 
         walk(assign, len(values), values.device)
         every = len(values) // _SAMPLE | 1  # odd, so as not to be in step with rows
-        sums, sizes = sums_by_index(indices[::every], values[::every], CODES)
-        means = sums.div_(sizes.clamp(min=1))
+        sums, sizes = sums_by_index(indices[::every], values[::every])
+        means = sums / np.maximum(sizes, 1)
         if every > 1:  # a step may be missing in the sample, and gets its middle
-            steps = torch.arange(CODES, dtype=torch.float64, device=values.device) - CODES // 2
-            means = torch.where(sizes > 0, means, mean + steps / (scale or 1.0))
-        return means.to(torch.float32)[:codes]
+            means = np.where(sizes > 0, means, mean + np.arange(-CODES // 2, CODES // 2) / (scale or 1.0))
+        return torch.from_numpy(means[:codes].astype(np.float32)).to(values.device)
 
     def error_bound(self, tensor: torch.Tensor) -> torch.Tensor:
         values = tensor.detach().float().double()
