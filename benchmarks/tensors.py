@@ -1,4 +1,5 @@
-"""MB/s of every codec, to compress and to extract, its size and its errors; and how that compares to copying memory.
+"""MB/s of every codec, to compress and to extract, its size and its errors; and how that compares to copying memory,
+to where something was before and to where nothing was.
 
 Rates are of float32 that goes in or comes out, through ``serialize_torch_tensor`` and ``deserialize_torch_tensor``
 with as many threads of torch as there are cores.
@@ -44,7 +45,9 @@ def main(repeat: int, sizes: dict[str, int]) -> None:
         tensor = torch.randn(length // 4, generator=torch.Generator().manual_seed(0))
         target = torch.empty_like(tensor)
         copying = length / best_of(lambda target=target, tensor=tensor: target.copy_(tensor), repeat)
+        fresh = length / best_of(lambda tensor=tensor: tensor.clone(), repeat)
         figures[f"copy {size} of memory"] = copying, "B/s"
+        figures[f"copy {size} into fresh memory"] = fresh, "B/s"
         for codec in CODECS:
             kind = runtime_pb2.CompressionType.Value(codec)
             message = serialize_torch_tensor(tensor, kind)
