@@ -91,7 +91,7 @@ class BlockwiseQuantization(BufferCodec):
             raise SerializationError(
                 f"{scale_count} scales and {code_count} codes in {len(octets)} bytes for {length} elements"
             )
-        scales = from_buffer(octets[_COUNTS_BYTES:start], torch.float32, device)
+        scales = from_buffer(octets[_COUNTS_BYTES:start], torch.float32, device).view(-1, 1)
         codes = from_buffer(octets[start:stop], torch.float32, device)
         indices = indices_in(octets[stop:], code_count, device)
         values, lookup = allocate(length, dtype, device), Lookup(codes, length)
@@ -179,14 +179,14 @@ def _largest(blocks: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def _decode_blocks(indices: Indices, lookup: Lookup, scales: torch.Tensor, values: torch.Tensor) -> None:
-    """Write ``values`` of a few blocks, the last of which may be shorter."""
+    """Write ``values`` of a few blocks, the last of which may be shorter; ``scales`` is ``(blocks, 1)``."""
     single = values if values.dtype == torch.float32 else torch.empty_like(values, dtype=torch.float32)
     lookup.take(indices, single)
     whole = len(single) // BLOCK
-    if whole * BLOCK == len(single):
-        single.view(whole, BLOCK).mul_(scales[:, None])
+    if whole == len(scales):
+        single.view(whole, BLOCK).mul_(scales)
     else:
-        single[: whole * BLOCK].view(whole, BLOCK).mul_(scales[:whole, None])
-        single[whole * BLOCK :].mul_(scales[whole:])
+        single[: whole * BLOCK].view(whole, BLOCK).mul_(scales[:whole])
+        single[whole * BLOCK :].mul_(scales[whole])
     if single is not values:
         values.copy_(single)

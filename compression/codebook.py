@@ -203,13 +203,11 @@ class Lookup:
         if isinstance(indices, torch.Tensor):
             torch.index_select(self._values, 0, indices.int(), out=out)
             return
-        even = 0
-        if self._pairs is not None:
-            even = len(indices) // 2 * 2
-            two = torch.from_numpy(indices[:even].view(np.uint16).astype(np.int32))
-            torch.index_select(self._pairs, 0, two, out=out[:even].view(self._pairs.dtype))
-        if even < len(indices):
-            torch.index_select(self._values, 0, torch.from_numpy(indices[even:].astype(np.int32)), out=out[even:])
+        if self._pairs is None or len(indices) % 2:
+            torch.index_select(self._values, 0, torch.from_numpy(indices.astype(np.int32)), out=out)
+        else:
+            two = torch.from_numpy(indices.view(np.uint16).astype(np.int32))
+            torch.index_select(self._pairs, 0, two, out=out.view(self._pairs.dtype))
 
 
 def _pairs_of(values: torch.Tensor) -> torch.Tensor:
