@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -29,7 +29,18 @@ from hivemind.moe.messages import (
 from hivemind.p2p import StubBase
 from hivemind.proto import runtime_pb2
 
-__all__ = ["DEFAULT_TIMEOUT", "MAX_ANSWER_BYTES", "exchange", "expert_backward", "expert_forward", "fetch_schema"]
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "MAX_ANSWER_BYTES",
+    "BusyHook",
+    "exchange",
+    "expert_backward",
+    "expert_forward",
+    "fetch_schema",
+]
+
+#: Called with the refusal when a call begins to wait for a busy server, and with None when it is made again.
+BusyHook = Callable[[PeerBusy | None], None]
 
 #: Seconds for one call of an expert, its waits included, where nothing else is said.
 DEFAULT_TIMEOUT: Final = 120.0
@@ -108,12 +119,14 @@ async def exchange(
     *,
     unary: bool,
     max_bytes: float = MAX_ANSWER_BYTES,
+    on_busy: BusyHook | None = None,
 ) -> list[torch.Tensor]:
     """Ask an expert and decode its answer. While its server is busy, wait as long as it says and ask again.
 
     :param method: ``rpc_forward`` or ``rpc_backward``
     :param unary: one message each way; else streams
     :param max_bytes: bound on the buffers of a streamed answer; one message is bounded anyway
+    :param on_busy: told of waits for the server
     :raises ServerBusy: if it still will be when the deadline passes; other errors as `expert_forward`
     """
     pause = _FIRST_PAUSE
@@ -135,7 +148,11 @@ async def exchange(
         wait *= random.uniform(1, 1.5)
         if wait >= deadline.remaining():
             raise busy
+        if on_busy is not None:
+            on_busy(busy)
         await asyncio.sleep(wait)
+        if on_busy is not None:
+            on_busy(None)
 
 
 def _told(error: P2PHandlerError, uid: str) -> HivemindError:

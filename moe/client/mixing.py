@@ -14,6 +14,7 @@ from hivemind.clock import Deadline
 from hivemind.errors import ConfigError, ExpertFailed, HivemindError, NotEnoughExperts, ProtocolViolation
 from hivemind.log import RateLimit, get_logger
 from hivemind.moe.client.autograd import DUMMY
+from hivemind.moe.client.calls import BusyHook
 from hivemind.moe.client.config import MixtureOptions
 from hivemind.moe.client.quorum import Quorum, ask_all
 from hivemind.moe.client.remote import ask_backward, ask_forward
@@ -150,9 +151,11 @@ def _ask(
     quorum = Quorum(shares, assignment.samples, options.least(forward=is_forward))
     outputs = len(flat_schema(call.schema["outputs_schema"]))
 
-    async def ask(expert: ExpertInfo, tensors: list[torch.Tensor], deadline: Deadline) -> list[torch.Tensor]:
+    async def ask(
+        expert: ExpertInfo, tensors: list[torch.Tensor], deadline: Deadline, on_busy: BusyHook
+    ) -> list[torch.Tensor]:
         if is_forward:
-            answer = await ask_forward(expert, call.p2p, call.schema, tensors, deadline)
+            answer = await ask_forward(expert, call.p2p, call.schema, tensors, deadline, on_busy)
         else:
             inputs, grads = tensors[:-outputs], tensors[-outputs:]
             answer = await ask_backward(expert, call.p2p, call.schema, inputs, grads, deadline)
@@ -163,7 +166,8 @@ def _ask(
     async def ask_them() -> list[list[torch.Tensor] | HivemindError | None]:
         deadline = Deadline.after(options.seconds(forward=is_forward))
         calls = [functools.partial(ask, expert, tensors, deadline) for expert, tensors in questions.items()]
-        return await ask_all(calls, quorum, deadline, options.timeout_after_k_min)
+        # in backward nobody can stand in for an expert that has answered in forward
+        return await ask_all(calls, quorum, deadline, options.timeout_after_k_min, spare_busy=is_forward)
 
     outcomes = dict(zip(questions, get_runtime().call(ask_them), strict=True))
     answers = {expert: outcome for expert, outcome in outcomes.items() if isinstance(outcome, list)}

@@ -9,7 +9,7 @@ import torch
 from hivemind.clock import Deadline
 from hivemind.compression import BatchTensorDescriptor
 from hivemind.errors import ProtocolViolation
-from hivemind.moe.client.calls import exchange, fetch_schema
+from hivemind.moe.client.calls import BusyHook, exchange, fetch_schema
 from hivemind.moe.client.schema import AnswerBounds, check_answer, flat_schema
 from hivemind.moe.messages import ExpertSchema, encode, fits_unary
 from hivemind.moe.service import get_server_stub
@@ -30,15 +30,21 @@ async def ask_schema(expert: ExpertInfo, p2p: P2P, deadline: Deadline) -> Expert
 
 
 async def ask_forward(
-    expert: ExpertInfo, p2p: P2P, schema: ExpertSchema, inputs: Sequence[torch.Tensor], deadline: Deadline
+    expert: ExpertInfo,
+    p2p: P2P,
+    schema: ExpertSchema,
+    inputs: Sequence[torch.Tensor],
+    deadline: Deadline,
+    on_busy: BusyHook | None = None,
 ) -> list[torch.Tensor]:
     """Its outputs, flat, on the CPU.
 
     :param inputs: flat, as `check_inputs` gives them
+    :param on_busy: told of waits for a busy server
     :raises ProtocolViolation: if what comes is no such output; other errors as `expert_forward`
     """
     takes, gives = flat_schema(schema["forward_schema"]), flat_schema(schema["outputs_schema"])
-    return await _ask(expert, p2p, "rpc_forward", inputs, takes, gives, deadline)
+    return await _ask(expert, p2p, "rpc_forward", inputs, takes, gives, deadline, on_busy)
 
 
 async def ask_backward(
@@ -70,6 +76,7 @@ async def _ask(
     takes: Sequence[BatchTensorDescriptor],
     gives: Sequence[BatchTensorDescriptor],
     deadline: Deadline,
+    on_busy: BusyHook | None = None,
 ) -> list[torch.Tensor]:
     bounds = AnswerBounds.of(tensors, takes, gives)
     answer = await exchange(
@@ -80,6 +87,7 @@ async def _ask(
         deadline,
         unary=bounds.unary and fits_unary(tensors),
         max_bytes=bounds.max_bytes,
+        on_busy=on_busy,
     )
     what = f"{method} of expert {expert.uid} at {expert.peer_id}"
     return check_answer(what, answer, gives, len(tensors[0]), exact=bounds.exact)

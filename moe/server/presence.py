@@ -20,9 +20,12 @@ __all__ = ["Presence", "check_free"]
 
 logger = get_logger(__name__)
 
-#: Seconds for a store, and for the answer of a peer that is said to serve an expert of the same name.
+#: Seconds for a store, where the period is not longer, and for the answer of a peer that is said to serve an expert of
+#: the same name.
 _STORE_SECONDS: Final = 10.0
 _ANSWER_SECONDS: Final = 3.0
+#: Seconds after which a declaration that has failed is made again, where the period is not shorter.
+_RETRY_SECONDS: Final = 2.0
 
 
 async def check_free(node: DHTNode, uids: Iterable[str]) -> None:
@@ -60,27 +63,33 @@ class Presence:
         self._period = period
         self._expiration = expiration
 
-    async def declare(self, uids: Iterable[str]) -> None:
-        """Tell the swarm that this peer serves ``uids``; what goes wrong is logged, as it is told again later."""
+    async def declare(self, uids: Iterable[str]) -> bool:
+        """Tell the swarm that this peer serves ``uids``; what goes wrong is logged, as it is told again later.
+
+        :returns: whether it was told of all
+        """
         uids = list(uids)
         if not uids:
-            return
+            return True
         try:
-            wait = Deadline.after(_STORE_SECONDS)
+            wait = Deadline.after(max(_STORE_SECONDS, self._period))
             stored = await with_deadline(
                 store_declarations(self._node, uids, get_dht_time() + self._expiration), wait, "declaring experts"
             )
         except HivemindError as error:
             logger.warning("experts were not declared: %s", error)
-            return
+            return False
         if refused := [uid for uid in uids if not stored[uid]]:
             logger.warning("experts that no node of the DHT has taken: %s", ", ".join(refused[:8]))
+        return not refused
 
     async def keep(self) -> None:
-        """Declare all experts every period, until cancelled."""
+        """Declare all experts every period, until cancelled; sooner where that has failed, as records expire."""
+        pause = self._period
         while True:
-            await asyncio.sleep(self._period)
-            await self.declare(self._experts)
+            await asyncio.sleep(pause)
+            told = await self.declare(self._experts)
+            pause = self._period if told else min(self._period, _RETRY_SECONDS)
 
     async def withdraw(self, uids: Iterable[str]) -> None:
         """Tell the swarm that this peer does not serve ``uids`` any more; a failure is logged: records expire."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hivemind.clock import Deadline
-from hivemind.errors import DeadlineExceeded, HivemindError, PeerUnreachable
-from hivemind.moe.client.quorum import Quorum, ask_all
+from hivemind.errors import DeadlineExceeded, HivemindError, PeerUnreachable, ServerBusy
+from hivemind.moe.client.calls import BusyHook
+from hivemind.moe.client.quorum import Call, Quorum, ask_all
 from hivemind.virtual_clock import run_virtual
 
 
@@ -48,9 +49,19 @@ def test_when_all_have_ended_nothing_is_waited_for(asked: list[set[int]], least:
     assert quorum.short == [sample for sample in range(5) if got[sample] < least]
 
 
-def after(seconds: float, result: Any) -> Callable[[], Awaitable[Any]]:
-    async def call() -> Any:
-        await asyncio.sleep(seconds)
+def after(seconds: float, result: Any, *, busy: Sequence[tuple[float, float]] = ()) -> Call[Any]:
+    """
+    :param busy: from when until when it waits for a server that is busy
+    """
+
+    async def call(on_busy: BusyHook) -> Any:
+        begin = asyncio.get_running_loop().time()
+        for since, until in busy:
+            await asyncio.sleep(begin + since - asyncio.get_running_loop().time())
+            on_busy(ServerBusy("full", until - since))
+            await asyncio.sleep(until - since)
+            on_busy(None)
+        await asyncio.sleep(begin + seconds - asyncio.get_running_loop().time())
         if isinstance(result, Exception):
             raise result
         return result
@@ -59,14 +70,14 @@ def after(seconds: float, result: Any) -> Callable[[], Awaitable[Any]]:
 
 
 def ask(
-    calls: list[Callable[[], Awaitable[Any]]], least: int, seconds: float | None, grace: float | None
+    calls: list[Call[Any]], least: int, seconds: float | None, grace: float | None, *, spare_busy: bool = False
 ) -> tuple[list[Any], float]:
     """What a single sample gets from all calls, and how long that took."""
 
     async def main() -> tuple[list[Any], float]:
         begin = asyncio.get_running_loop().time()
         quorum = Quorum([[0]] * len(calls), samples=1, least=least)
-        found = await ask_all(calls, quorum, Deadline.after(seconds), grace)
+        found = await ask_all(calls, quorum, Deadline.after(seconds), grace, spare_busy=spare_busy)
         return found, asyncio.get_running_loop().time() - begin
 
     return run_virtual(main)
@@ -86,6 +97,26 @@ def test_without_enough_answers_the_deadline_counts() -> None:
     assert found[0] == "a"
     assert isinstance(found[1], DeadlineExceeded)
     assert seconds == 10
+
+
+def test_busy_servers_alone_are_not_waited_for() -> None:
+    busy = after(9, "c", busy=[(1, 8)])
+    found, seconds = ask([after(2, "a"), after(3, "b"), busy], 1, 60, None, spare_busy=True)
+    assert found[:2] == ["a", "b"]
+    assert isinstance(found[2], ServerBusy)
+    assert seconds == 3
+    # nor when they say so after all others have answered
+    found, seconds = ask([after(2, "a"), after(9, "b", busy=[(5, 8)])], 1, 60, None, spare_busy=True)
+    assert (isinstance(found[1], ServerBusy), seconds) == (True, 5)
+    assert ask([after(2, "a"), busy], 1, 60, None) == (["a", "c"], 9)
+
+
+def test_busy_servers_are_waited_for_while_they_are_needed_or_asked_again() -> None:
+    busy = after(9, "b", busy=[(1, 8)])
+    assert ask([after(2, "a"), busy], 2, 60, None, spare_busy=True) == (["a", "b"], 9)
+    assert ask([busy], 0, 60, None, spare_busy=True) == (["b"], 9)  # zeros are for failures
+    again = after(9, "b", busy=[(1, 2)])
+    assert ask([after(3, "a"), again], 1, 60, None, spare_busy=True) == (["a", "b"], 9)
 
 
 def test_one_that_fails_is_a_result() -> None:

@@ -61,8 +61,19 @@ def test_an_expert_that_is_unknown_is_passed_over_alone(clock: list[float]) -> N
     assert suspects.usable(OTHER)
 
 
-@pytest.mark.parametrize("error", [ServerBusy("x", 1.0), ExpertFailed("x"), StreamReset("x")])
+@pytest.mark.parametrize("error", [ExpertFailed("x"), StreamReset("x")])
 def test_one_that_only_failed_is_alive(clock: list[float], error: HivemindError) -> None:
     suspects = Suspects()
     suspects.note((), {ONE: error})
     assert suspects.usable(ONE)
+
+
+def test_one_that_is_busy_is_passed_over_as_long_as_it_says(clock: list[float]) -> None:
+    suspects = Suspects()
+    for said, seconds in ((2.0, 2.0), (0.5, 0.5), (3000.0, 10.0)):
+        suspects.note([OTHER], {ONE: ServerBusy("x", said)})
+        clock[0] += seconds - 0.01
+        assert not suspects.usable(ONE)
+        assert suspects.usable(OTHER)
+        clock[0] += 0.02
+        assert suspects.usable(ONE)
