@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from hivemind.clock import Deadline
 from hivemind.errors import DeadlineExceeded, HivemindError, PeerBusy
@@ -117,9 +117,8 @@ class _Asking(Generic[T]):
             while pending and not self._only_spared_are_left(number_of[task] for task in pending):
                 if quorum.reached and not in_grace and grace is not None:
                     in_grace, deadline = True, deadline.earlier(Deadline.after(grace))
-                done, _ = await asyncio.wait(
-                    {*pending, change}, timeout=deadline.timeout(), return_when=asyncio.FIRST_COMPLETED
-                )
+                waited: set[asyncio.Task[Any]] = {*pending, change}
+                done, _ = await asyncio.wait(waited, timeout=deadline.timeout(), return_when=asyncio.FIRST_COMPLETED)
                 if change in done:
                     self._changed.clear()
                     change = group.create_task(self._changed.wait())
@@ -128,7 +127,8 @@ class _Asking(Generic[T]):
                 pending -= done
                 if deadline.expired:
                     break
-            for task in (*pending, change):
+            change.cancel()
+            for task in pending:
                 task.cancel()
         late = None if in_grace else DeadlineExceeded("no answer in time")
         return [self._busy.get(number, late) if task in pending else task.result() for number, task in enumerate(tasks)]
