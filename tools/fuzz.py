@@ -1,9 +1,9 @@
 """Fuzz both ends of the control protocol and what peers send, for a number of seconds each; ends with a table.
 
 There are five sides, each of which divides its time among its tests: the daemon against its clients and against peers,
-Python against its daemon and against peers, a server of experts against peers. An input of Go that fails is kept
-under ``testdata/fuzz`` of its package (commit it: it is a test from then on), one of hypothesis is printed with the
-decorator that repeats it.
+Python against its daemon and against peers, a server of experts against peers. Each keeps one core busy, so those of Go
+run beside those of Python. An input of Go's that fails is kept under ``testdata/fuzz`` of its package (commit it: it is
+a test from then on), one of hypothesis is printed with the decorator that repeats it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
 from build_daemon import ROOT, SOURCE, require_go
 
@@ -55,28 +59,40 @@ def check_targets(go: str) -> None:
             raise SystemExit(f"{package} has {sorted(found)}: name them in tools/fuzz.py\n{done.stderr}")
 
 
-def fuzz_go(go: str, package: str, target: str, seconds: float) -> tuple[bool, str]:
-    """Whether nothing was found, and how much was tried."""
+@dataclass
+class Outcome:
+    """What a run has found: ``output`` where it has, and where it has not how many inputs were tried."""
+
+    good: bool
+    output: str
+    tried: str = ""
+
+
+def fuzz_go(go: str, package: str, target: str, seconds: float) -> Outcome:
     command = [go, "test", "-run=^$", f"-fuzz=^{target}$", f"-fuzztime={seconds:g}s"]
     # what background work of the library covers differs from run to run, so that most minimizing would be in vain
-    command += ["-fuzzminimizetime=10x", "-parallel=2", package]
+    command += ["-fuzzminimizetime=10x", "-parallel=1", package]
     env = {**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
     done = subprocess.run(command, cwd=SOURCE, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     tried = re.findall(r"execs: (\d+)", done.stdout)
     good = done.returncode == 0 or is_only_over(done.stdout, seconds)
-    if not good:
-        print(done.stdout)
-    return good, f"{tried[-1] if tried else 'no'} inputs"
+    return Outcome(good, done.stdout, f"{tried[-1] if tried else 'no'} inputs")
 
 
-def fuzz_python(path: str, seconds: float) -> tuple[bool, str]:
-    """Whether nothing was found."""
+def fuzz_python(path: str, seconds: float) -> Outcome:
     env = {**os.environ, "HIVEMIND_FUZZ_SECONDS": f"{seconds:g}"}
     command = [sys.executable, "-m", "pytest", "--quiet", "--hypothesis-show-statistics", path]
     done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode != 0:
-        print(done.stdout)
-    return done.returncode == 0, ""
+    return Outcome(done.returncode == 0, done.stdout)
+
+
+def run(side: str, name: str, fuzz: Callable[[], Outcome]) -> bool:
+    """Run one test and print how it ended; whether nothing was found."""
+    started = time.monotonic()
+    outcome = fuzz()
+    verdict = "ok" if outcome.good else f"FOUND\n{outcome.output}"
+    print(f"{side:<16} {name:<27} {time.monotonic() - started:6.0f} s  {outcome.tried:<15} {verdict}", flush=True)
+    return outcome.good
 
 
 def main() -> int:
@@ -85,22 +101,19 @@ def main() -> int:
     seconds = parser.parse_args().seconds
     go = require_go()
     check_targets(go)
-    lines, ok = [], True
-    for side, targets in GO.items():
-        for package, target in targets:
-            started = time.monotonic()
-            good, tried = fuzz_go(go, package, target, seconds / len(targets))
-            ok &= good
-            lines.append(
-                f"{side:<16} {target:<20} {time.monotonic() - started:6.0f} s  {'ok' if good else 'FOUND'}  {tried}"
-            )
-            print(lines[-1], flush=True)
-    for side, path in PYTHON.items():
-        started = time.monotonic()
-        good, _ = fuzz_python(path, seconds)
-        ok &= good
-        print(f"{side:<16} {path:<20} {time.monotonic() - started:6.0f} s  {'ok' if good else 'FOUND'}", flush=True)
-    return 0 if ok else 1
+
+    def sides_of_go() -> Iterator[bool]:
+        for side, targets in GO.items():
+            for package, target in targets:
+                yield run(side, target, partial(fuzz_go, go, package, target, seconds / len(targets)))
+
+    def sides_of_python() -> Iterator[bool]:
+        for side, path in PYTHON.items():
+            yield run(side, path, partial(fuzz_python, path, seconds))
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(list, (sides_of_go(), sides_of_python())))
+    return 0 if all(map(all, found)) else 1
 
 
 if __name__ == "__main__":

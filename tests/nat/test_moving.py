@@ -28,7 +28,7 @@ def test_addresses_change(lab: NatLab, relays: list[NatPeer], say: Callable[[str
         joined = [address for relay in relays for address in relay.addresses]
         peers = start_all(stack, places, initial_peers=joined, **BEHIND_NAT)
         for peer in peers:
-            peer.await_relays()
+            peer.await_reachable()
         movers, callers = peers[: len(MOVES)], peers[len(MOVES) :]
         for caller, mover in zip(callers, movers, strict=True):
             first_answer(caller, mover)

@@ -12,7 +12,7 @@ from tests.support.nat_lab import PUBLIC, NatLab
 from tests.support.nat_peer import BEHIND_NAT, Place, first_answer, start_all, start_relays
 
 #: Seconds until calls go on, and until both peers have two relays again.
-ANSWERS_AGAIN = {"killed": 10.0, "cut off": 20.0}
+ANSWERS_AGAIN = {"killed": 5.0, "cut off": 20.0}
 RELAYED_AGAIN = {"killed": 15.0, "cut off": 60.0}
 
 _sites = count()

@@ -43,7 +43,7 @@ class Table:
         self._peers = {kind: (peers[2 * each], peers[2 * each + 1]) for each, kind in enumerate(kinds)}
         self.lines: list[tuple[str, str, str, str, str]] = []
         for peer in peers:
-            peer.await_relays()
+            peer.await_reachable()
 
     def pair(self, caller: str, callee: str) -> tuple[NatPeer, NatPeer]:
         """Peers that no other pair consists of."""

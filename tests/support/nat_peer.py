@@ -147,6 +147,14 @@ class NatPeer:
         eventually_sync(lambda: len(self.relays() - gone) >= number, f"{self.place.name} is relayed", seconds=PATIENCE)
         return time.monotonic() - begun
 
+    def await_reachable(self) -> None:
+        """Wait until others can call it: through a relay, or directly if that is found out first."""
+        eventually_sync(
+            lambda: self.relays() or self.reachability().verdict == "public",
+            f"{self.place.name} is reachable",
+            seconds=PATIENCE,
+        )
+
     def kill(self) -> None:
         """End its daemon at once, as a machine that loses power, except that its connections are reset."""
         child = self.p2p._child

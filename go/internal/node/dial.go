@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 
@@ -28,21 +29,31 @@ func init() {
 
 // Delays of dials of one peer's addresses, after those that are dialled at once.
 const (
-	quicDelay  = 250 * time.Millisecond // of RFC 8305
-	relayDelay = 500 * time.Millisecond
+	quicDelay   = 250 * time.Millisecond // of RFC 8305
+	relayDelay  = 100 * time.Millisecond // some round trips of a local network
+	hiddenDelay = 2 * time.Second
 )
 
-// rankDials puts TCP before QUIC, which costs three times the processor time a byte, and direct addresses before relayed
-// ones. The library dials the next address at once when all before it have failed, so delays cost nothing then.
+// rankDials puts TCP before QUIC, which costs three times the processor time a byte, and addresses on a local network before
+// those through relays. The library dials the next address at once when all before it have failed, so delays cost nothing then.
+//
+// Who advertises relays is hidden by a router: its public addresses come last, as they can be reached after a punch only. A
+// packet that nobody waits for does harm besides: it leaves this peer's own router with a connection that has only begun, and
+// if the dial is given up, that router drops the packets of a punch between the same two addresses for a minute or two.
 func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
+	hidden := slices.ContainsFunc(addrs, isRelayed)
+	local := slices.ContainsFunc(addrs, func(addr ma.Multiaddr) bool { return !isRelayed(addr) && !manet.IsPublicAddr(addr) })
 	ranked := make([]network.AddrDelay, 0, len(addrs))
 	for _, addr := range addrs {
 		var delay time.Duration
 		if !isTCP(addr) {
 			delay = quicDelay
 		}
-		if isRelayed(addr) && len(addrs) > 1 {
+		switch {
+		case isRelayed(addr) && local:
 			delay += relayDelay
+		case hidden && !isRelayed(addr) && manet.IsPublicAddr(addr):
+			delay += hiddenDelay
 		}
 		ranked = append(ranked, network.AddrDelay{Addr: addr, Delay: delay})
 	}
@@ -56,8 +67,8 @@ func isTCP(addr ma.Multiaddr) bool {
 
 func isRelayed(addr ma.Multiaddr) bool { return punch.IsRelayed(addr) }
 
-// quicTransport ends the dial of a closed port on this host or network at once. QUIC itself waits out its handshake (5 s):
-// its socket is not connected, so the kernel does not tell it that the port is closed.
+// quicTransport ends the dial of a closed port at once where the other host says that it is. QUIC itself waits out its
+// handshake (5 s): its socket is not connected, so the kernel does not tell it that the port is closed.
 type quicTransport struct {
 	transport.Transport
 }
@@ -65,7 +76,7 @@ type quicTransport struct {
 // Dial implements transport.Transport.
 func (t quicTransport) Dial(ctx context.Context, addr ma.Multiaddr, p peer.ID) (transport.CapableConn, error) {
 	punching, _, _ := network.GetSimultaneousConnect(ctx)
-	if punching || !manet.IsPrivateAddr(addr) && !manet.IsIPLoopback(addr) {
+	if punching {
 		return t.Transport.Dial(ctx, addr, p)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -281,22 +281,28 @@ func TestPeersThatDoNotListenCanCall(t *testing.T) {
 }
 
 func TestDialsAreRanked(t *testing.T) {
-	const relay = "/ip4/1.2.3.4/tcp/1/p2p/12D3KooWDkoDGH4nombUoQhXxEbkG7JYCxY3GexGA3XsQqPL4vqW/p2p-circuit"
-	for text, want := range map[string]time.Duration{
-		"/ip4/127.0.0.1/tcp/1":         0,
-		"/ip4/127.0.0.1/udp/1/quic-v1": quicDelay,
-		"/ip4/10.0.0.1/udp/1/quic-v1":  quicDelay,
-		"/ip4/1.2.3.4/tcp/1":           0,
-		"/ip4/1.2.3.4/udp/1/quic-v1":   quicDelay,
-		relay:                          relayDelay,
+	const (
+		lan, lanQUIC       = "/ip4/10.0.0.1/tcp/1", "/ip4/10.0.0.1/udp/1/quic-v1"
+		public, publicQUIC = "/ip4/1.2.3.4/tcp/1", "/ip4/1.2.3.4/udp/1/quic-v1"
+		way                = "/p2p/12D3KooWDkoDGH4nombUoQhXxEbkG7JYCxY3GexGA3XsQqPL4vqW/p2p-circuit"
+		relay, relayQUIC   = "/ip4/1.2.3.5/tcp/1" + way, "/ip4/1.2.3.5/udp/1/quic-v1" + way
+	)
+	for name, want := range map[string]map[string]time.Duration{
+		"a public peer":         {lan: 0, lanQUIC: quicDelay, public: 0, publicQUIC: quicDelay},
+		"a peer behind a NAT":   {lan: 0, lanQUIC: quicDelay, relay: relayDelay, relayQUIC: quicDelay + relayDelay},
+		"not seen in any LAN":   {relay: 0, relayQUIC: quicDelay, public: hiddenDelay, publicQUIC: quicDelay + hiddenDelay},
+		"all that a peer has":   {lan: 0, relay: relayDelay, public: hiddenDelay},
+		"relays are all it has": {relay: 0},
 	} {
-		ranked := rankDials([]ma.Multiaddr{ma.StringCast(text), ma.StringCast("/ip4/1.2.3.4/tcp/2")})
-		if ranked[0].Delay != want {
-			t.Errorf("%s: %s, not %s", text, ranked[0].Delay, want)
+		var addrs []ma.Multiaddr
+		for text := range want {
+			addrs = append(addrs, ma.StringCast(text))
 		}
-	}
-	if alone := rankDials([]ma.Multiaddr{ma.StringCast(relay)}); alone[0].Delay != 0 {
-		t.Errorf("a relay that is the only way waits %s", alone[0].Delay)
+		for _, one := range rankDials(addrs) {
+			if one.Delay != want[one.Addr.String()] {
+				t.Errorf("%s: %s waits %s, not %s", name, one.Addr, one.Delay, want[one.Addr.String()])
+			}
+		}
 	}
 }
 

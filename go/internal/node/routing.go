@@ -12,7 +12,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/core/routing"
-	routedhost "github.com/libp2p/go-libp2p/p2p/host/routed"
 
 	"hivemind/p2pd/internal/config"
 )
@@ -110,7 +109,7 @@ func (n *Node) startRouting(cfg *config.Config, peers []peer.AddrInfo) error {
 		return fmt.Errorf("kademlia routing: %w", err)
 	}
 	n.routing = kad
-	n.routed = routedhost.Wrap(n.host, boundedRouting{n})
+	n.routed = newSearchingHost(n.host, boundedRouting{n})
 	return nil
 }
 

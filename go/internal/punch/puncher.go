@@ -58,6 +58,7 @@ type Puncher struct {
 	closed  bool                      // mu: no more work is begun
 	active  map[peer.ID]chan struct{} // mu: peers with an upgrade under way; the channel ends its pause
 	punched map[string]struct{}       // mu: ids of connections that came of a punch
+	dialled map[peer.ID]chan struct{} // mu: peers dialled while they are relayed; closed with the last relayed connection
 }
 
 // New begins to upgrade the relayed connections of h.
@@ -66,6 +67,7 @@ type Puncher struct {
 func New(h host.Host, addrs func() []ma.Multiaddr, log *slog.Logger) *Puncher {
 	p := &Puncher{
 		host: h, addrs: addrs, log: log, active: make(map[peer.ID]chan struct{}), punched: make(map[string]struct{}),
+		dialled: make(map[peer.ID]chan struct{}),
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	h.SetStreamHandler(ProtocolID, p.answer)
@@ -120,9 +122,46 @@ func (n *notifiee) Connected(_ network.Network, conn network.Conn) {
 
 // Disconnected implements network.Notifiee.
 func (n *notifiee) Disconnected(_ network.Network, conn network.Conn) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	delete(n.punched, conn.ID())
+	p := (*Puncher)(n)
+	p.mu.Lock()
+	delete(p.punched, conn.ID())
+	p.mu.Unlock()
+	p.endDials(conn.RemotePeer())
+}
+
+// whileRelayed is a context for a direct dial of a peer: it ends after bound, and with the last relayed connection to the peer. The library
+// keeps one dial of a peer at a time and answers all who ask for a connection meanwhile with what it has come to, be it gone or not.
+func (p *Puncher) whileRelayed(remote peer.ID, bound time.Duration, why string) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(network.WithForceDirectDial(p.ctx, why), bound)
+	p.mu.Lock()
+	gone := p.dialled[remote]
+	if gone == nil {
+		gone = make(chan struct{})
+		p.dialled[remote] = gone
+	}
+	p.mu.Unlock()
+	p.endDials(remote) // if it has gone before that was there to close
+	go func() {
+		select {
+		case <-gone:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// endDials ends the dials of a peer that is relayed no more.
+func (p *Puncher) endDials(remote peer.ID) {
+	if relayed, _ := p.connections(remote); len(relayed) > 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if gone := p.dialled[remote]; gone != nil {
+		close(gone)
+		delete(p.dialled, remote)
+	}
 }
 
 // Listen implements network.Notifiee.
@@ -217,7 +256,7 @@ func (p *Puncher) connections(remote peer.ID) (relayed []network.Conn, direct ne
 func (p *Puncher) attempt(way network.Conn, number int) error {
 	remote := way.RemotePeer()
 	if number == 0 && seemsPublic(p.host.Peerstore().Addrs(remote)) {
-		ctx, cancel := context.WithTimeout(network.WithForceDirectDial(p.ctx, "a public peer has called"), dialTime)
+		ctx, cancel := p.whileRelayed(remote, dialTime, "a public peer has called")
 		defer cancel()
 		return p.host.Connect(ctx, peer.AddrInfo{ID: remote})
 	}
@@ -242,7 +281,7 @@ func (p *Puncher) attempt(way network.Conn, number int) error {
 	}
 	if found.open {
 		_ = stream.Reset() // the other side need not dial
-		ctx, cancel := context.WithTimeout(network.WithForceDirectDial(p.ctx, "a peer without a router has called"), bound)
+		ctx, cancel := p.whileRelayed(remote, bound, "a peer without a router has called")
 		defer cancel()
 		return p.host.Connect(ctx, peer.AddrInfo{ID: remote, Addrs: found.addrs})
 	}
@@ -293,10 +332,9 @@ func (p *Puncher) answer(stream network.Stream) {
 // dial sends to the other peer's addresses while it sends to ours. Where both packets meet there is no server, so that the roles are given:
 // the one who asked is the server.
 func (p *Puncher) dial(remote peer.ID, addrs []ma.Multiaddr, isClient bool, bound time.Duration) error {
-	ctx, cancel := context.WithTimeout(p.ctx, bound)
+	ctx, cancel := p.whileRelayed(remote, bound, "hole punching")
 	defer cancel()
 	ctx = network.WithSimultaneousConnect(ctx, isClient, "hole punching")
-	ctx = network.WithForceDirectDial(ctx, "hole punching")
 	if err := p.host.Connect(ctx, peer.AddrInfo{ID: remote, Addrs: addrs}); err != nil {
 		return err
 	}

@@ -1,0 +1,80 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	routedhost "github.com/libp2p/go-libp2p/p2p/host/routed"
+	ma "github.com/multiformats/go-multiaddr"
+)
+
+// searchAfter is how long known addresses are dialled alone. A dial of a machine that is gone takes 5 to 15 s to fail.
+const searchAfter = time.Second
+
+// errNothingNewer: the routing knows a peer by the addresses that are dialled already.
+var errNothingNewer = errors.New("no newer address is known")
+
+// searchingHost finds the addresses of peers by the routing. The library does so when none is known or all have failed;
+// this host also when those that are known are slow, so that a peer that has moved, or has lost its relays, is found soon.
+type searchingHost struct {
+	*routedhost.RoutedHost
+	host    host.Host
+	routing routedhost.Routing
+}
+
+func newSearchingHost(h host.Host, routing routedhost.Routing) *searchingHost {
+	return &searchingHost{RoutedHost: routedhost.Wrap(h, routing), host: h, routing: routing}
+}
+
+// NewStream implements host.Host.
+func (h *searchingHost) NewStream(ctx context.Context, p peer.ID, names ...protocol.ID) (network.Stream, error) {
+	if err := h.Connect(ctx, peer.AddrInfo{ID: p}); err != nil {
+		return nil, err
+	}
+	return h.host.NewStream(ctx, p, names...)
+}
+
+// Connect implements host.Host.
+func (h *searchingHost) Connect(ctx context.Context, info peer.AddrInfo) error {
+	known := append(h.host.Peerstore().Addrs(info.ID), info.Addrs...)
+	if h.host.Network().Connectedness(info.ID) == network.Connected || len(known) == 0 {
+		return h.RoutedHost.Connect(ctx, info)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	dialled, found := make(chan error, 1), make(chan error, 1)
+	go func() { dialled <- h.RoutedHost.Connect(ctx, info) }()
+	go func() { found <- h.connectNewer(ctx, info.ID, known) }()
+	select {
+	case err := <-dialled: // if it failed, the library has searched as well
+		return err
+	case err := <-found:
+		if err == nil {
+			return nil
+		}
+		return <-dialled
+	}
+}
+
+// connectNewer waits a while, then dials what the routing knows besides the known addresses.
+func (h *searchingHost) connectNewer(ctx context.Context, p peer.ID, known []ma.Multiaddr) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(searchAfter):
+	}
+	info, err := h.routing.FindPeer(ctx, p)
+	if err != nil {
+		return err
+	}
+	newer := ma.FilterAddrs(info.Addrs, func(addr ma.Multiaddr) bool { return !ma.Contains(known, addr) })
+	if len(newer) == 0 {
+		return errNothingNewer
+	}
+	return h.host.Connect(ctx, peer.AddrInfo{ID: p, Addrs: newer})
+}

@@ -1,0 +1,66 @@
+package node
+
+import (
+	"context"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	"github.com/libp2p/go-libp2p/core/routing"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+)
+
+// knows is a routing that knows peers by the addresses given.
+type knows []ma.Multiaddr
+
+func (k knows) FindPeer(_ context.Context, p peer.ID) (peer.AddrInfo, error) {
+	if len(k) == 0 {
+		return peer.AddrInfo{}, routing.ErrNotFound
+	}
+	return peer.AddrInfo{ID: p, Addrs: k}, nil
+}
+
+// silent is an address at which connections are taken and nothing is said.
+func silent(t *testing.T) ma.Multiaddr {
+	t.Helper()
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	addr, err := manet.FromNetAddr(listener.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}
+
+func TestAPeerThatHasMovedIsFoundWhileItsOldAddressIsDialled(t *testing.T) {
+	caller, moved := start(t, nil), start(t, nil)
+	caller.host.Peerstore().AddAddr(moved.ID(), silent(t), peerstore.PermanentAddrTTL)
+	h := newSearchingHost(caller.host, knows(moved.host.Addrs()))
+	begun := time.Now()
+	if err := h.Connect(within(t), peer.AddrInfo{ID: moved.ID()}); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begun); took > searchAfter+hasty {
+		t.Fatal("found only after", took)
+	}
+}
+
+func TestSlowDialsGoOnWhereTheRoutingKnowsNothingNewer(t *testing.T) {
+	caller, slow := start(t, nil), start(t, nil)
+	addr := silent(t)
+	caller.host.Peerstore().AddAddr(slow.ID(), addr, peerstore.PermanentAddrTTL)
+	for name, routing := range map[string]knows{"nothing": nil, "the same": {addr}} {
+		ctx, cancel := context.WithTimeout(t.Context(), searchAfter+time.Second)
+		defer cancel()
+		err := newSearchingHost(caller.host, routing).Connect(ctx, peer.AddrInfo{ID: slow.ID()})
+		if err == nil || ctx.Err() == nil {
+			t.Errorf("%s: %v before its time was over", name, err)
+		}
+	}
+}
