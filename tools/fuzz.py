@@ -112,7 +112,7 @@ def main() -> int:
             yield run(side, path, partial(fuzz_python, path, seconds))
 
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(list, (sides_of_go(), sides_of_python())))
+        found: list[list[bool]] = list(pool.map(list, (sides_of_go(), sides_of_python())))
     return 0 if all(map(all, found)) else 1
 
 
