@@ -19,8 +19,8 @@ _SIGMAS = 6
 _SINGLE = (1e-15, 1e15)
 #: The mean, in deviations, from which on it is subtracted first: of sums, float32 would keep too few digits.
 _FAR = 16
-#: About so many elements are looked at for the means of their steps: some hundred for each step.
-_SAMPLE = 2**15
+#: About so many elements are looked at for the means of their steps: some dozens for each step.
+_SAMPLE = 2**14
 
 
 class Uniform8BitQuantization(CodebookCodec):
