@@ -64,8 +64,8 @@ class SwitchOptions(MixtureOptions):
     """Those of a mixture that keeps the load on its experts even, with other defaults.
 
     :param utilization_alpha: how much of the measured use is kept from batch to batch, 0 to 1
-    :param grid_dropout: share of the coordinates of each axis that can be chosen in a batch of training; the others
-        are only where there are no more
+    :param grid_dropout: share of the coordinates of each axis that can be chosen in a batch of training; the
+        probabilities are those among them
     :param jitter_eps: in training, what experts are chosen by is multiplied by random numbers from ``1 - jitter_eps``
         to ``1 + jitter_eps``
     """

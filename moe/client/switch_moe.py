@@ -19,8 +19,9 @@ __all__ = ["RemoteSwitchMixtureOfExperts"]
 
 class RemoteSwitchMixtureOfExperts(RemoteMixtureOfExperts):
     """A mixture of experts of other peers after Fedus, Zoph and Shazeer, 2021 ("Switch Transformers"), on a grid: each
-    sample goes to the expert whose coordinates are most probable, its output is weighted by that probability, and a
-    second result is a loss that is lowest when all coordinates of each axis are used alike. Thread-safe.
+    sample goes to the expert whose coordinates are most probable, its output, weighted by that probability, is added to
+    the input, and a second result is a loss that is lowest when all coordinates of each axis are used alike.
+    Thread-safe.
 
     :param options: those of `RemoteMixtureOfExperts`, with `SwitchOptions`
     :raises ConfigError: if an argument is wrong
@@ -49,15 +50,23 @@ class RemoteSwitchMixtureOfExperts(RemoteMixtureOfExperts):
 
     @outside_of_graphs
     def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, torch.Tensor]:
-        """Outputs as of `RemoteMixtureOfExperts.forward`, zeros for samples of which no expert answers, and the
-        balancing loss: a scalar, the number of axes when all coordinates are used alike, more otherwise."""
-        log_probs = [scores.float().log_softmax(dim=-1) for scores in self._grid_scores(self._jittered(input))]
-        experts = self._find([self._with_dropout(axis) for axis in log_probs])
+        """``input + probability * output``, structured as `RemoteMixtureOfExperts.forward`, and the balancing loss.
+
+        :returns: outputs, to which ``input`` is added if they are one tensor of its shape (for samples of which no
+            expert answers they are ``input``, or zeros), and a scalar: the number of axes when all coordinates are used
+            alike, more otherwise
+        """
+        grid_scores = [scores.float() for scores in self._grid_scores(self._jittered(input))]
+        log_probs = [self._with_dropout(scores).log_softmax(dim=-1) for scores in grid_scores]
+        experts = self._find(log_probs)
         answered, outputs = self._call(experts, (input, *args), kwargs)
         weights = self.compute_expert_scores(log_probs, experts).exp() * answered
         if self.training:
             self._note_use(experts, answered)
-        return self._average(weights, outputs), self._balancing_loss(log_probs)
+        mixed = self._average(weights, outputs)
+        if isinstance(mixed, torch.Tensor) and mixed.shape == input.shape:
+            mixed = mixed + input.to(mixed.dtype)
+        return mixed, self._balancing_loss([scores.log_softmax(dim=-1) for scores in grid_scores])
 
     def _jittered(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training or not self.options.jitter_eps or not isinstance(input, torch.Tensor):
@@ -65,13 +74,13 @@ class RemoteSwitchMixtureOfExperts(RemoteMixtureOfExperts):
         return input * torch.empty_like(input).uniform_(1 - self.options.jitter_eps, 1 + self.options.jitter_eps)
 
     def _with_dropout(self, scores: torch.Tensor) -> torch.Tensor:
-        """Scores with those of dropped coordinates below all others."""
+        """Scores without those of dropped coordinates, whose probability is zero."""
         if not self.training or self.options.grid_dropout == 1:
             return scores
         size = scores.shape[-1]
         kept = max(1, math.ceil(self.options.grid_dropout * size))
         dropped = torch.randperm(size, device=scores.device)[kept:]
-        return scores.detach().index_fill(-1, dropped, float("-inf"))
+        return scores.index_fill(-1, dropped, float("-inf"))
 
     @torch.no_grad()
     def _note_use(self, experts: Sequence[Sequence[ExpertInfo]], answered: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from hivemind.dht import DHT
-from hivemind.moe import RemoteExpert, RemoteMixtureOfExperts, get_experts
+from hivemind.moe import RemoteExpert, RemoteMixtureOfExperts, RemoteSwitchMixtureOfExperts, get_experts
 from tests.compat.packing import pack_tensor, unpack_tensor
 
 _LOCAL: dict[str, Any] = {"host_maddrs": ["/ip4/127.0.0.1/tcp/0"], "nat_port_map": False, "auto_nat": False}
@@ -52,11 +52,13 @@ def experts_call(uid: str, args: list[Any], kwargs: dict[str, Any], backward: bo
     }
 
 
-def experts_mix(x: Any, weight: Any, bias: Any, **options: Any) -> Any:
-    """Output of a mixture whose gate has these weights, and the gradients of the sum of its squares."""
-    layer = RemoteMixtureOfExperts(dht=_clients["dht"], **options)
+def experts_mix(x: Any, weight: Any, bias: Any, switch: bool, **options: Any) -> Any:
+    """Output of a mixture or switch layer whose gate has these weights, and the gradients of the sum of its squares."""
+    layer = (RemoteSwitchMixtureOfExperts if switch else RemoteMixtureOfExperts)(dht=_clients["dht"], **options)
     layer.proj.load_state_dict({"weight": unpack_tensor(weight).detach(), "bias": unpack_tensor(bias).detach()})
     inputs = unpack_tensor(x).detach().requires_grad_()
-    outputs = layer(inputs)
+    outputs = layer(inputs.clone())  # a switch layer changes its input in place
+    if switch:
+        outputs, _ = outputs
     gradients = torch.autograd.grad(outputs.square().sum(), [inputs, layer.proj.weight])
     return {"outputs": pack_tensor(outputs.detach()), "gradients": [pack_tensor(each) for each in gradients]}
