@@ -15,7 +15,15 @@ import torch
 
 from hivemind.aio import with_deadline
 from hivemind.clock import Deadline
-from hivemind.errors import HivemindError, P2PHandlerError, PeerBusy, SerializationError, ServerBusy, UnknownExpert
+from hivemind.errors import (
+    HivemindError,
+    MessageTooLarge,
+    P2PHandlerError,
+    PeerBusy,
+    SerializationError,
+    ServerBusy,
+    UnknownExpert,
+)
 from hivemind.moe.client.schema import flat_schema
 from hivemind.moe.messages import (
     ExpertSchema,
@@ -124,7 +132,7 @@ async def exchange(
     """Ask an expert and decode its answer. While its server is busy, wait as long as it says and ask again.
 
     :param method: ``rpc_forward`` or ``rpc_backward``
-    :param unary: one message each way; else streams
+    :param unary: one message each way, or streams where that does not fit; else streams
     :param max_bytes: bound on the buffers of a streamed answer; one message is bounded anyway
     :param on_busy: told of waits for the server
     :raises ServerBusy: if it still will be when the deadline passes; other errors as `expert_forward`
@@ -137,9 +145,18 @@ async def exchange(
             return await with_deadline(_as_stream(stub, method, uid, tensors, max_bytes), deadline, f"expert {uid}")
         except P2PHandlerError as error:
             told = _told(error, uid)
+            # its answer is lost, but nothing else: a second backward would train the expert twice
+            if unary and isinstance(told, MessageTooLarge) and method == "rpc_forward":
+                unary = False
+                continue
             if not isinstance(told, ServerBusy):
                 raise told from error
             busy: PeerBusy = told
+        except MessageTooLarge:  # some dtypes travel as larger ones; nothing was sent
+            if not unary:
+                raise
+            unary = False
+            continue
         except PeerBusy as error:
             busy = error
         wait = min(pause if busy.retry_after is None else busy.retry_after, _LONGEST_PAUSE)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from hivemind.compression import BatchTensorDescriptor
+from hivemind.compression import BatchTensorDescriptor, serialize_torch_tensor
 from hivemind.dht import DHT
 from hivemind.errors import (
     DeadlineExceeded,
@@ -24,13 +24,16 @@ from hivemind.errors import (
     WrongTypeError,
 )
 from hivemind.moe import ExpertInfo, ModuleBackend, RemoteExpert, Server, get_experts, messages
+from hivemind.moe.client.expert import expert_forward
 from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from hivemind.moe.service import ConnectionHandler
 from hivemind.p2p import P2PContext
 from hivemind.proto import runtime_pb2
+from tests.support.waiting import PATIENCE
 
 WIDTH = 8
 VECTOR = BatchTensorDescriptor(WIDTH, dtype=torch.float32, requires_grad=True)
+HALF = BatchTensorDescriptor(WIDTH, dtype=torch.bfloat16, requires_grad=True)
 SCHEMA: messages.ExpertSchema = {"forward_schema": ((VECTOR,), {}), "outputs_schema": VECTOR, "keyword_names": ()}
 
 
@@ -44,6 +47,13 @@ class Curved(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert x.dtype == torch.float32
         return torch.tanh(x @ self.weight) + x
+
+
+class Longer(nn.Module):
+    """As many steps as the square of those that it is given: more than its schema lets expect."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.repeat(1, x.shape[1], 1)
 
 
 class Hostile(ConnectionHandler):
@@ -83,6 +93,8 @@ def dht(modules: dict[str, nn.Module]) -> Iterator[DHT]:
         experts = {
             "e.0": ModuleBackend("e.0", modules["e.0"], args_schema=[VECTOR], outputs_schema=VECTOR),
             "e.1": ModuleBackend("e.1", modules["e.1"], args_schema=[sequence], outputs_schema=sequence),
+            "e.2": ModuleBackend("e.2", nn.Identity(), args_schema=[HALF], outputs_schema=HALF, max_batch_size=2**20),
+            "e.3": ModuleBackend("e.3", Longer(), args_schema=[sequence], outputs_schema=sequence),
         }
         with Server(theirs, experts, start=True):
             yield own
@@ -269,6 +281,20 @@ def hostile(dht: DHT) -> Iterator[tuple[Hostile, RemoteExpert]]:
 
 
 GOOD = torch.ones(2, WIDTH)
+
+
+def test_what_does_not_fit_one_message_is_streamed(dht: DHT) -> None:
+    """Also where that shows late: bfloat16 travels as float32, and only the module knew how long its output is."""
+    x = torch.randn(2**20 // WIDTH, WIDTH).to(torch.bfloat16).requires_grad_()
+    output = expert(dht, "e.2")(x)
+    assert torch.equal(output, x)
+    output.backward(torch.ones_like(output))
+    assert x.grad is not None
+    x = torch.randn(1, 400, WIDTH)
+    long = expert(dht, "e.3")
+    serialized = [serialize_torch_tensor(x)]
+    (output,) = RemoteExpertWorker.run_coroutine(expert_forward("e.3", [x], serialized, long.stub, timeout=PATIENCE))
+    assert torch.equal(output, x.repeat(1, 400, 1))
 
 
 @pytest.mark.parametrize(
