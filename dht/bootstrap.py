@@ -11,7 +11,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind.aio import TaskScope, with_deadline
 from hivemind.clock import Deadline
-from hivemind.dht.routing import DHTID
+from hivemind.dht.routing import DHTID, ID_BITS
 from hivemind.errors import BootstrapError, ConfigError, ControlFailure, HivemindError, WrongTypeError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
@@ -20,7 +20,7 @@ from hivemind.networking import peer_of
 if TYPE_CHECKING:
     from hivemind.dht.node import DHTNode
 
-__all__ = ["Reunion", "bootstrap", "join_through_home", "look_around", "parse_initial_peers"]
+__all__ = ["Reunion", "bootstrap", "get_acquainted", "join_through_home", "look_around", "parse_initial_peers"]
 
 logger = get_logger(__name__)
 
@@ -29,6 +29,13 @@ logger = get_logger(__name__)
 _TRIED_PER_ROUND: Final = 2
 _FIRST_PAUSE: Final = 15.0
 _LAST_PAUSE: Final = 600.0
+
+
+#: In a swarm of up to so many nodes all know each other. They are looked for in parts that share so many
+#: leading bits, so many at a time.
+_SMALL_SWARM: Final = 64
+_PARTS_BITS: Final = 2
+_MET_AT_A_TIME: Final = 4
 
 
 def parse_initial_peers(initial_peers: object) -> tuple[Multiaddr, ...]:
@@ -172,3 +179,12 @@ async def look_around(node: DHTNode, seconds: float, begin: Mapping[DHTID, PeerI
             await node.find_nearest_nodes([node.node_id], node_to_peer_id=begin, exclude_self=True)
     except TimeoutError:
         logger.debug("the first search took longer than %s s", seconds)
+
+
+async def get_acquainted(node: DHTNode) -> None:
+    """Meet everybody, if the swarm is small: no request has to wait for a first contact then, which takes many times as
+    long as a request."""
+    if node.finder.swarm_size() <= _SMALL_SWARM:
+        parts = [DHTID(node.node_id ^ (part << (ID_BITS - _PARTS_BITS))) for part in range(1 << _PARTS_BITS)]
+        width = _MET_AT_A_TIME
+        await node.finder.nearest(parts, 1, node.protocol.bucket_size, width, most_workers=width)

@@ -65,6 +65,7 @@ class Finder:
         chunk_size: int | None = None,
         one_first: bool = False,
         beyond_crowds: bool = False,
+        most_workers: int | None = None,
     ) -> None:
         """Run lookups to their end, which is bounded; see `search.run_lookups`.
 
@@ -88,7 +89,7 @@ class Finder:
         run = partial(
             run_lookups, num_workers=num_workers, chunk_size=chunk, patience=self._patience, deadline=deadline
         )
-        await run(lookups, ask, on_end, one_first=one_first)
+        await run(lookups, ask, on_end, one_first=one_first, most_workers=most_workers)
         if density is not None and crowded:
             counters.crowded += len(crowded)
             await self._find_others(crowded, density, run)
@@ -118,6 +119,11 @@ class Finder:
             others = [each for place in around[lookup.target] for each in found[place]]
             lookup.look_beyond(density, bucket_size, others)
 
+    def swarm_size(self) -> float:
+        """How many nodes the swarm has, rather too few than too many."""
+        density = self._density()
+        return len(self._node.protocol.routing_table) if density is None else density * DHTID.MAX
+
     def _density(self) -> float | None:
         """How dense the swarm is; None if too few nodes are known to tell."""
         now = asyncio.get_running_loop().time()
@@ -140,6 +146,8 @@ class Finder:
         beam_size: int,
         num_workers: int,
         begin: Mapping[DHTID, PeerID] | None = None,
+        *,
+        most_workers: int | None = None,
     ) -> dict[DHTID, list[tuple[DHTID, PeerID]]]:
         """Up to ``count`` nodes nearest to each of ``queries`` that answer, nearest first, without this one."""
         results: dict[DHTID, list[tuple[DHTID, PeerID]]] = {}
@@ -148,5 +156,5 @@ class Finder:
             results[lookup.target] = lookup.nearest(count)
 
         lookups = [self.lookup(query, max(beam_size, count), begin) for query in dict.fromkeys(queries)]
-        await self.run(lookups, self.ask_for_nodes, on_finished, num_workers)
+        await self.run(lookups, self.ask_for_nodes, on_finished, num_workers, most_workers=most_workers)
         return {lookup.target: results[lookup.target] for lookup in lookups}

@@ -10,7 +10,7 @@ from multiaddr import Multiaddr
 from hivemind.aio import TaskScope
 from hivemind.clock import DHTExpiration
 from hivemind.dht.blacklist import Blacklist
-from hivemind.dht.bootstrap import bootstrap, parse_initial_peers
+from hivemind.dht.bootstrap import bootstrap, get_acquainted, parse_initial_peers
 from hivemind.dht.cache import CachePolicy, CacheRefreshQueue
 from hivemind.dht.config import DHTNodeOptions, split_node_options
 from hivemind.dht.counters import DHTStats
@@ -128,6 +128,7 @@ class DHTNode:
         try:
             if initial_peers:
                 await bootstrap(node, initial_peers, node._scope)
+                node._scope.start(get_acquainted(node), name="meeting the others of a small swarm")
             Maintenance(node, node._scope).start()
         except BaseException:
             node._owns_p2p = False  # whoever made the peer ends it

@@ -13,7 +13,7 @@ from hivemind.dht.routing import DHTID
 __all__ = ["Answer", "Patience", "run_lookups"]
 
 #: Bounds of `Patience.seconds`.
-_LEAST_PATIENCE: Final = 0.02
+_LEAST_PATIENCE: Final = 0.005
 _MOST_PATIENCE: Final = 1.0
 
 #: Whom a node named for each id it was asked about; None if it did not answer.

@@ -10,7 +10,7 @@ import (
 // A heap that may grow to several times its live size keeps that for minutes after it is needed: a daemon at rest gives it back.
 const (
 	// reclaimPause is between looks.
-	reclaimPause = 2 * time.Second
+	reclaimPause = 5 * time.Second
 	// restful is what a daemon allocates at most between two looks while it has little to do.
 	restful = 1 << 20
 	// worthwhile is how much must be to gain: a collection takes some milliseconds.

@@ -24,6 +24,9 @@ const (
 	nearbyHeard    = 512              // of all answers
 	nearbyBytes    = 64 << 10         // of one answer
 	nearbyPatience = 10 * time.Second // for one answer, with the dial
+	// addrsFrom parts of the routing's space are asked for the addresses of their peers: halves, quarters and so on, those far from this
+	// peer first.
+	addrsFrom = 6
 )
 
 // meetNearby asks those nearest to this peer in the routing's space for peers that are still nearer, until the nearest have been asked: they
@@ -48,7 +51,7 @@ func (n *Node) meetNearby(ctx context.Context) {
 		if len(next) == 0 {
 			return
 		}
-		for i, answer := range n.askAll(ctx, next) {
+		for i, answer := range n.askAll(ctx, next, n.ID()) {
 			if answer == nil {
 				heard = slices.DeleteFunc(heard, func(p peer.ID) bool { return p == next[i] })
 			}
@@ -56,7 +59,6 @@ func (n *Node) meetNearby(ctx context.Context) {
 				if !known[info.ID] && len(known) < nearbyHeard {
 					known[info.ID] = true
 					heard = append(heard, info.ID)
-					n.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.TempAddrTTL)
 				}
 			}
 		}
@@ -76,18 +78,41 @@ func nearer(a, b peer.ID, target [sha256.Size]byte) int {
 	return cmp.Or(bytes.Compare(distance(a), distance(b)), cmp.Compare(a, b))
 }
 
-// askAll asks each of the peers for those that it knows nearest to this one; nil stands for no answer.
-func (n *Node) askAll(ctx context.Context, peers []peer.ID) [][]peer.AddrInfo {
+// learnAddrs asks peers that this one is connected to, all over the routing's space, for addresses of others there: the first call of one of
+// them then begins with a dial and not with a search.
+func (n *Node) learnAddrs(ctx context.Context) {
+	table := n.routing.RoutingTable()
+	for part := range uint(addrsFrom) {
+		place, err := table.GenRandPeerID(part)
+		if err != nil {
+			return
+		}
+		hash := placeOf(place)
+		for _, p := range table.NearestPeers(hash[:], 1) {
+			if n.Connected(p) {
+				n.askAll(ctx, []peer.ID{p}, place)
+			}
+		}
+	}
+}
+
+// askAll asks each of the peers for those that it knows nearest to a place, and remembers their addresses; nil stands for no answer.
+func (n *Node) askAll(ctx context.Context, peers []peer.ID, place peer.ID) [][]peer.AddrInfo {
 	answers := make([][]peer.AddrInfo, len(peers))
 	var all sync.WaitGroup
 	for i, p := range peers {
 		all.Go(func() {
 			bounded, cancel := context.WithTimeout(ctx, nearbyPatience)
 			defer cancel()
-			answer, err := n.askNearest(bounded, p)
+			answer, err := n.askNearest(bounded, p, place)
 			if err != nil {
 				n.log.Debug("asking for those near this peer", "peer", p, "error", err)
 				return
+			}
+			for _, info := range answer {
+				if info.ID != n.ID() {
+					n.host.Peerstore().AddAddrs(info.ID, info.Addrs, peerstore.RecentlyConnectedAddrTTL)
+				}
 			}
 			answers[i] = answer
 		})
@@ -96,8 +121,8 @@ func (n *Node) askAll(ctx context.Context, peers []peer.ID) [][]peer.AddrInfo {
 	return answers
 }
 
-// askNearest sends FIND_NODE for this peer's own id.
-func (n *Node) askNearest(ctx context.Context, p peer.ID) ([]peer.AddrInfo, error) {
+// askNearest sends FIND_NODE.
+func (n *Node) askNearest(ctx context.Context, p, place peer.ID) ([]peer.AddrInfo, error) {
 	stream, err := n.host.NewStream(allowRelayed(ctx), p, kadProtocol)
 	if err != nil {
 		return nil, err
@@ -105,7 +130,7 @@ func (n *Node) askNearest(ctx context.Context, p peer.ID) ([]peer.AddrInfo, erro
 	stop := context.AfterFunc(ctx, func() { _ = stream.Reset() })
 	defer stop()
 	defer stream.Close()
-	question := kad.NewMessage(kad.Message_FIND_NODE, []byte(n.ID()), 0)
+	question := kad.NewMessage(kad.Message_FIND_NODE, []byte(place), 0)
 	if err := pbio.NewDelimitedWriter(stream).WriteMsg(question); err != nil {
 		_ = stream.Reset()
 		return nil, fmt.Errorf("asking: %w", err)

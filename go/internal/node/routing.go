@@ -127,6 +127,7 @@ func (n *Node) keepRouting() {
 	defer refresh.Stop()
 	for {
 		n.meetNearby(n.ctx)
+		n.learnAddrs(n.ctx)
 		select {
 		case <-n.ctx.Done():
 			return

@@ -178,11 +178,25 @@ def test_nothing_is_cached_where_it_shall_not() -> None:
     run_virtual(main)
 
 
+def test_everybody_is_met_in_a_small_swarm_and_not_in_a_large_one() -> None:
+    async def main() -> None:
+        async with dht_swarm(40) as swarm:
+            await asyncio.sleep(5)
+            known = [len(node.protocol.routing_table) for node in swarm.nodes]
+            assert sum(known) > 0.95 * 40 * 39
+            await swarm.grow(250)
+            await asyncio.sleep(5)
+            assert len(swarm.nodes[-1].protocol.routing_table) < 60
+
+    run_virtual(main)
+
+
 def test_what_nobody_has_can_be_remembered() -> None:
     async def main() -> None:
         async with dht_swarm(12) as swarm:
             node = await swarm.node(client_mode=True, cache_missing=20.0, cache_on_store=False)
             expiration = get_dht_time() + 600
+            await asyncio.sleep(5)  # meanwhile it meets all others
 
             async def requests_of_get(key: str, **options: Any) -> tuple[int, Any]:
                 before = node.stats().requests
