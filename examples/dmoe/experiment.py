@@ -30,6 +30,7 @@ from hivemind.compression import BatchTensorDescriptor
 from hivemind.dht import DHT
 from hivemind.errors import HivemindError
 from hivemind.moe import ModuleBackend, RemoteMixtureOfExperts, Server
+from hivemind.moe.server.layers import ClippingWrapper
 from hivemind.p2p import MemoryNetwork
 from hivemind.runtime import get_runtime
 
@@ -39,6 +40,8 @@ SERVERS = 4
 TRAINERS = 8
 BATCH = 16
 LEARNING_RATE = 2e-3
+#: Norm to which gradients are clipped, of trainers and experts: steps with gradients that are old are unstable without.
+CLIP = 1.0
 
 
 class Expert(nn.Module):
@@ -112,6 +115,7 @@ class Trainers:
             with self._lock:
                 for parameter, gradient in zip(self.reader.parameters(), gradients, strict=True):
                     parameter.grad = gradient
+                nn.utils.clip_grad_norm_(self.reader.parameters(), CLIP)
                 self._optimizer.step()
                 self.losses.append(loss.item())
 
@@ -139,7 +143,7 @@ def swarm(network: MemoryNetwork) -> Iterator[DHT]:
             experts = {}
             for uid in uids[share::SERVERS]:
                 module = Expert()
-                optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
+                optimizer = ClippingWrapper(torch.optim.Adam(module.parameters(), lr=LEARNING_RATE), CLIP)
                 experts[uid] = ModuleBackend(
                     uid, module, optimizer=optimizer, args_schema=[features], outputs_schema=features
                 )

@@ -38,6 +38,8 @@ class ServerOptions:
     :param max_wait: seconds of work that may wait for one device; see `QueueLimits`
     :param max_bytes: of requests that are held at the same time
     :param drain_timeout: seconds within which `shutdown` serves what waits
+    :param device: accepted, as ``prefetch_batches`` and ``sender_threads``, for hivemind 1.1: experts run where their
+        modules are
     """
 
     update_period: float = 30.0
@@ -48,6 +50,9 @@ class ServerOptions:
     max_wait: float = 30.0
     max_bytes: int = 2**31
     drain_timeout: float = 30.0
+    device: torch.device | str | None = None
+    prefetch_batches: int = 64
+    sender_threads: int = 1
 
     def __post_init__(self) -> None:
         check_seconds("update_period", self.update_period)

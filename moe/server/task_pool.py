@@ -95,6 +95,7 @@ class TaskPool(TaskPoolBase):
     :param min_batch_size: samples that a batch waits for
     :param timeout: seconds after which a batch does not wait any longer for those
     :param pool_size: tasks that may wait; None: as many as the schedule of the device allows
+    :param prefetch_batches: accepted, as ``daemon`` and ``start``, for hivemind 1.1, whose pools were processes
     :param device: where the tensors of a batch are brought; None: they stay where they are
     """
 
@@ -106,9 +107,13 @@ class TaskPool(TaskPoolBase):
         min_batch_size: int = 1,
         timeout: float | None = None,
         pool_size: int | None = None,
+        prefetch_batches: int = 1,
+        daemon: bool = True,
+        start: bool = False,
         *,
         device: torch.device | None = None,
     ) -> None:
+        del prefetch_batches, daemon, start
         super().__init__(process_func, name)
         check_count("max_batch_size", max_batch_size)
         check_count("min_batch_size", min_batch_size)

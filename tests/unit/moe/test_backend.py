@@ -236,6 +236,14 @@ def test_a_step_in_one_kernel_where_there_is_one(make: Any, fused: bool | None) 
     assert backend.optimizer.param_groups[0].get("fused") == fused
 
 
+def test_options_of_processes_that_are_no_more_are_accepted() -> None:
+    pools = {"prefetch_batches": 8, "daemon": False, "start": False}
+    schema = [BatchTensorDescriptor(2, dtype=torch.float32)]
+    backend = ModuleBackend("e.0", nn.Linear(2, 2), args_schema=schema, max_batch_size=7, **pools)
+    assert backend.forward_pool.max_batch_size == 7
+    assert ServerOptions(device="cpu", prefetch_batches=1, sender_threads=4) is not None
+
+
 def test_how_long_declarations_hold() -> None:
     assert ServerOptions().declared_for == 60
     assert ServerOptions(update_period=1).declared_for == 3
