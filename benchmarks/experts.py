@@ -1,4 +1,5 @@
-"""Samples a second of a server of 16 experts, by batch and number of clients; what its processes take.
+"""Samples a second of a server of 16 experts, by batch and number of clients; what its processes take, and what calls
+of one client cost in processor time of both sides, which others on the machine do not change much.
 
 The clients are threads of one process, as in both libraries all experts of a process are called on one loop. Each calls
 one expert after another, drawn at random. Beside it the same modules in this process, without any network: the
@@ -17,7 +18,7 @@ import time
 from typing import Any
 
 from common import LOCAL, child, emit, parse_arguments, percentile
-from processes import children_of, memory_of
+from processes import children_of, cpu_of, memory_of
 
 EXPERTS, HIDDEN = 16, 1024
 UIDS = [f"ffn.{number}" for number in range(EXPERTS)]
@@ -25,8 +26,8 @@ CLIENTS = (1, 4, 16)
 BATCHES = (1, 64, 2048)
 #: Seconds in which the clients of one combination begin calls.
 SECONDS, QUICK_SECONDS = 6.0, 2.0
-#: Of the largest batch, a call of each of 16 clients takes a minute: not with --quick.
-QUICK_LARGE_CLIENTS = (1, 4)
+#: With --quick, also of the largest batch, of which a call of each of 16 clients takes a minute.
+QUICK_CLIENTS, QUICK_LARGE_CLIENTS = (1, 16), (1,)
 END_SECONDS = 15.0
 
 
@@ -135,6 +136,19 @@ def ceiling(batch: int, backward: bool, seconds: float) -> float:
     return samples / (time.perf_counter() - started)
 
 
+def counts_of(batch: int, quick: bool) -> tuple[int, ...]:
+    """Numbers of clients."""
+    if not quick:
+        return CLIENTS
+    return QUICK_LARGE_CLIENTS if batch == BATCHES[-1] else QUICK_CLIENTS
+
+
+def cpu_of_all(server: list[int]) -> float:
+    """Processor seconds of the server's processes, and of this one with its daemon, so far."""
+    here = [pid for pid in (os.getpid(), *children_of(os.getpid())) if pid not in server]
+    return sum(map(cpu_of, {*server, *here}))
+
+
 def main(quick: bool) -> None:
     """All combinations, forward first: backward makes the state of the optimizers."""
     import torch
@@ -158,12 +172,16 @@ def main(quick: bool) -> None:
             what = "forward + backward" if backward else "forward"
             for batch in BATCHES:
                 most = 0.0
-                for count in QUICK_LARGE_CLIENTS if quick and batch == BATCHES[-1] else CLIENTS:
+                for count in counts_of(batch, quick):
+                    spent = cpu_of_all(tree)
                     rate, calls = Clients(experts, batch, backward).measure(count, seconds)
+                    spent = cpu_of_all(tree) - spent
                     most = max(most, rate)
                     name = f"{what}, batch {batch}, {count} client{'s' if count > 1 else ''}"
                     figures[name] = (rate, "/s")
-                    if batch == 1 and count != 4:
+                    if count == 1:  # one more call was made before
+                        figures[f"{what}, batch {batch}, processor time a call"] = (spent / (len(calls) + 1), "s")
+                    if batch == 1 and count != CLIENTS[1]:
                         figures[f"{name}, median"] = percentile(calls, 0.5)
                         figures[f"{name}, p99"] = percentile(calls, 0.99)
                 alone = ceiling(batch, backward, seconds)

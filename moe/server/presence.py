@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from hivemind.aio import with_deadline
-from hivemind.clock import Deadline, get_dht_time
+from hivemind.clock import Deadline, get_dht_time, monotonic
 from hivemind.dht import DHTNode
 from hivemind.errors import ConfigError, HivemindError
 from hivemind.log import get_logger
@@ -84,12 +84,14 @@ class Presence:
         return not refused
 
     async def keep(self) -> None:
-        """Declare all experts every period, until cancelled; sooner where that has failed, as records expire."""
+        """Declare all experts every period, until cancelled; sooner where that has failed, as records expire. A
+        declaration may take long: it begins a period after the one before has begun."""
         pause = self._period
         while True:
             await asyncio.sleep(pause)
+            begin = monotonic()
             told = await self.declare(self._experts)
-            pause = self._period if told else min(self._period, _RETRY_SECONDS)
+            pause = begin + self._period - monotonic() if told else min(self._period, _RETRY_SECONDS)
 
     async def withdraw(self, uids: Iterable[str]) -> None:
         """Tell the swarm that this peer does not serve ``uids`` any more; a failure is logged: records expire."""

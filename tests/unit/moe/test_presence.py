@@ -56,5 +56,5 @@ def test_experts_are_declared_each_period() -> None:
 def test_a_declaration_that_fails_is_made_again_soon() -> None:
     """One may also take long: up to a period, as there is nothing better to wait for."""
     assert times([False, False, True]) == [30, 32, 34, 64, 94, 124]
-    assert times([25.0]) == [30, 85, 115]
+    assert times([25.0]) == [30, 60, 90, 120]
     assert times([99.0]) == [30, 62, 92, 122]
