@@ -121,18 +121,21 @@ class Finder:
 
     def swarm_size(self) -> float:
         """How many nodes the swarm has, rather too few than too many."""
-        density = self._density()
+        density = self._estimate_density()
         return len(self._node.protocol.routing_table) if density is None else density * DHTID.MAX
 
     def _density(self) -> float | None:
-        """How dense the swarm is; None if too few nodes are known to tell."""
+        """How dense the swarm is; None if too few nodes are known to tell. At most so many seconds old."""
         now = asyncio.get_running_loop().time()
         if now >= self._density_until:
-            node = self._node
-            nearest = node.protocol.routing_table.get_nearest_neighbors(node.node_id, node.protocol.bucket_size)
-            self._known_density = density_around(node.node_id, [node_id for node_id, _ in nearest])
+            self._known_density = self._estimate_density()
             self._density_until = now + _DENSITY_SECONDS
         return self._known_density
+
+    def _estimate_density(self) -> float | None:
+        node = self._node
+        nearest = node.protocol.routing_table.get_nearest_neighbors(node.node_id, node.protocol.bucket_size)
+        return density_around(node.node_id, [node_id for node_id, _ in nearest])
 
     async def ask_for_nodes(self, request: Request) -> Answer:
         """Send a request of a lookup that wants no values."""

@@ -26,6 +26,20 @@ def test_hops_and_requests_grow_with_the_logarithm() -> None:
     run_virtual(main)
 
 
+def test_newcomers_do_not_take_the_swarm_for_a_crowd() -> None:
+    """How dense it is they know as soon as they have joined."""
+
+    async def main() -> None:
+        crowd = Crowd()
+        await crowd.grow(150)
+        await crowd.store(range(600))
+        counters = [node.counters for node in crowd.nodes]
+        assert sum(each.crowded for each in counters) <= 0.02 * sum(each.lookups for each in counters)
+        await crowd.close()
+
+    run_virtual(main)
+
+
 def test_living_keys_are_found_under_churn() -> None:
     """30 % of the nodes die and are replaced each minute; gets do not get dearer with that."""
 
