@@ -24,10 +24,12 @@ from hivemind.p2p.transport import Buffer
 __all__ = ["FRAME_COST", "Incoming", "Item", "ItemKind", "Numbers", "Outgoing", "error_of"]
 
 #: A buffer is at most so many times longer than what has come of its message: a peer's word allocates nothing.
-_GROWTH = 4
+_GROWTH = 8
 #: Bytes of credit that a DATA frame, or a first message inside OPEN or ACCEPT, costs besides its payload: what it takes
 #: to keep it, so that empty messages are bounded too.
 FRAME_COST = 64
+#: Bytes of credit that are granted anew at least: a frame for each would be too many.
+_PORTION = 192 * 1024
 #: Whole messages that may wait unread without the sender being slowed down, and bytes of them.
 PREFETCH = 5
 PREFETCH_BYTES = 4 * 1024 * 1024
@@ -173,7 +175,8 @@ class Incoming:
             raise ControlFailure(f"a message of {self._total} bytes goes on wrongly after {self._received}")
         elif self._received + header.length > len(self._buffer):
             longer = bytearray(min(self._total, _GROWTH * (self._received + header.length)))
-            longer[: self._received] = memoryview(self._buffer)[: self._received]
+            # from view to view: a bytearray would take a copy of the copy
+            memoryview(longer)[: self._received] = memoryview(self._buffer)[: self._received]
             self._buffer = longer
         return memoryview(self._buffer)[self._received : self._received + header.length]
 
@@ -224,7 +227,7 @@ class Incoming:
 
     def grant(self) -> int:
         """Bytes of credit to grant the sender now: in portions, and none while much waits unread."""
-        if self._owed < MAX_FRAME:
+        if self._owed < _PORTION:
             return 0
         few = len(self._items) < PREFETCH and self._waiting_bytes < PREFETCH_BYTES
         if not few and self._waiting_bytes >= self._window // 2:

@@ -33,13 +33,15 @@ __all__ = [
 
 VERSION: Final = 2
 HEADER_BYTES: Final = 16
-#: Bytes of the longest payload.
-MAX_FRAME: Final = 256 * 1024
+#: Bytes of the longest payload: 256 KiB of a user, and what stands around them in their message.
+MAX_FRAME: Final = 260 * 1024
 
 _HEADER = struct.Struct("<IBBHII")
 _TARGET = struct.Struct("<HH")
 #: Bytes read at once where no payload has a buffer of its own.
 _SCRATCH = 64 * 1024
+#: ...and after a payload that had one: another is likely to follow its header, and what is read with the header is copied.
+_SHORT = 4 * 1024
 
 
 class FrameType(enum.IntEnum):
@@ -172,6 +174,8 @@ class FrameReader:
         self._data: Header | None = None
         self._target: memoryview | None = None
         self._missing = 0
+        # the last bytes went into a payload's own buffer
+        self._bulk = False
         # a frame other than DATA that is longer than the scratch buffer
         self._long: Header | None = None
         self._body = bytearray()
@@ -180,6 +184,8 @@ class FrameReader:
         """Where the next bytes are to be written; never empty."""
         if self._target is not None and self._missing > _SCRATCH // 4:
             return self._target[len(self._target) - self._missing :]
+        if self._bulk and self._kept < _SHORT:
+            return self._view[self._kept : _SHORT]
         return self._view[self._kept :]
 
     def advance(self, count: int) -> None:
@@ -189,9 +195,11 @@ class FrameReader:
         """
         if self._target is not None and self._missing > _SCRATCH // 4:
             self._missing -= count
+            self._bulk = True
             if self._missing == 0:
                 self._end_data()
             return
+        self._bulk = False
         self._parse(self._kept + count)
 
     def _parse(self, end: int) -> None:

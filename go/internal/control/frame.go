@@ -11,15 +11,17 @@ const (
 	Version = 2
 	// headSize is the size of a frame's header.
 	headSize = 16
-	// MaxPayload bounds the payload of a frame.
-	MaxPayload = 256 << 10
+	// MaxPayload bounds the payload of a frame: 256 KiB of a user, and what stands around them in their message.
+	MaxPayload = 260 << 10
 	// Window is how much credit a side has on a stream before it waits for WINDOW: enough for a message of 1 MiB, with what it costs.
-	Window = 1<<20 + 16<<10
+	Window = 1<<20 + 32<<10
 	// frameCost is what a DATA frame, or a first message inside OPEN or ACCEPT, costs besides its payload: what it takes to keep it, so
 	// that empty messages are bounded too.
 	frameCost = 64
 	// leastPart: no smaller part of a message is sent for want of credit, as small frames cost more than the wait.
 	leastPart = MaxPayload / 4
+	// portion is how much credit is granted anew at least: a frame for each would be too many.
+	portion = 192 << 10
 )
 
 type frameType uint8

@@ -156,7 +156,7 @@ func TestHelloTellsTheLimits(t *testing.T) {
 	d := startDaemon(t, func(cfg *config.Config) { cfg.MaxMessage = 12345 })
 	answer := d.must(map[string]any{"op": "hello", "version": Version})
 	for key, want := range map[string]any{
-		"version": float64(Version), "peer_id": d.node.ID().String(), "window": float64(Window), "max_frame": 262144.0, "max_message": 12345.0,
+		"version": float64(Version), "peer_id": d.node.ID().String(), "window": float64(Window), "max_frame": 266240.0, "max_message": 12345.0,
 		"max_unary": 4194304.0,
 	} {
 		if answer[key] != want {

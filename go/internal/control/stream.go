@@ -103,7 +103,7 @@ func (s *stream) next(ctx context.Context) (item, error) {
 func (s *stream) done(it item) {
 	s.consumed += it.cost()
 	it.owned.free()
-	if s.consumed < MaxPayload {
+	if s.consumed < portion {
 		return
 	}
 	s.mu.Lock()

@@ -39,6 +39,8 @@ func classifyOpen(p peer.ID, handler string, err error) error {
 		return fmt.Errorf("%w: %s has no handler %q", ErrNotSupported, p, handler)
 	case errors.Is(err, network.ErrResourceLimitExceeded):
 		return fmt.Errorf("%w: %w", ErrBusy, err)
+	case isBusyReset(err): // it was faster than its own word that it has the protocol
+		return errBusy(p)
 	}
 	return classifyConnect(p, err)
 }
@@ -112,10 +114,20 @@ func ClassifyStream(p peer.ID, handler string, err error) error {
 		return fmt.Errorf("%w: %s has no handler %q", ErrNotSupported, p, handler)
 	case errors.As(err, &reset) && reset.Remote && reset.ErrorCode == network.StreamProtocolNegotiationFailed:
 		return fmt.Errorf("%w: %s has no handler %q", ErrNotSupported, p, handler)
-	case errors.As(err, &reset) && reset.Remote && (reset.ErrorCode == CodeBusy || reset.ErrorCode == network.StreamRateLimited):
-		return fmt.Errorf("%w: %s has too many calls in flight", ErrBusy, p)
+	case isBusyReset(err):
+		return errBusy(p)
 	}
 	return err
+}
+
+// isBusyReset: the peer has reset the stream as it admits no more.
+func isBusyReset(err error) bool {
+	var reset *network.StreamError
+	return errors.As(err, &reset) && reset.Remote && (reset.ErrorCode == CodeBusy || reset.ErrorCode == network.StreamRateLimited)
+}
+
+func errBusy(p peer.ID) error {
+	return fmt.Errorf("%w: %s has too many calls in flight", ErrBusy, p)
 }
 
 func isNotSupported(err error) bool {
