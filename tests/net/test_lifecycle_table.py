@@ -1,7 +1,8 @@
 """However a process ends, nothing of it is left: every way to die, by what the process held.
 
-Each cell is a Python process of its own (`tests.support.mortal`). What is counted after its end: processes, unix
-sockets, files in the folder for temporary files, and shared memory.
+Each cell is a Python process of its own (`tests.support.mortal`); those that need torch are forked from one that has
+loaded it (`tests.support.nursery`). What is counted after its end: processes, unix sockets, files in the folder for
+temporary files, and shared memory.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from typing import Any
 
 import pytest
 
+from tests.support.nursery import Nursery, Nursling
 from tests.support.processes import children_of, is_alive
 
 PEER = Path(__file__).parents[1] / "support" / "mortal.py"
 KINDS = ("P2P", "DHT", "averager", "optimizer")
+#: ...with torch, and what they load.
+HEAVY = ("averager", "optimizer")
+LOADED = ["torch", "torch._dynamo", "hivemind.averaging", "hivemind.optim", "hivemind.crypto"]
 #: Each way with the exit code that it gives.
 WAYS = {
     "shutdown": 0,
@@ -41,6 +46,8 @@ WAYS = {
     "SIGKILL in flight": -signal.SIGKILL,
     "sys.exit in flight": 4,
 }
+#: torch keeps what it has compiled
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / "torch")}
 #: Seconds after the end of the process in which all must be gone, and those of `shutdown`.
 GONE = 2.0
 SHUTDOWN = 1.0
@@ -69,25 +76,24 @@ class Outcome:
 class Mortal:
     """A process and what belongs to it. Its temporary files are in a folder of its own."""
 
-    def __init__(self, kind: str, way: str) -> None:
+    def __init__(self, kind: str, way: str, nursery: Nursery) -> None:
         self.way = way
         self.folder = Path(tempfile.mkdtemp(prefix="m", dir=tempfile.gettempdir()))
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `close`
-        self.process = subprocess.Popen(
-            [sys.executable, str(PEER), kind, way],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env={
-                **os.environ,
-                "TMPDIR": str(self.folder),
-                "OMP_NUM_THREADS": "1",
-                # torch keeps what it has compiled
-                "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / "torch"),
-            },
-            # as the kernel of a notebook
-            start_new_session=way == "notebook",
-        )
+        environment = {"TMPDIR": str(self.folder), **ENVIRONMENT}
+        session = way == "notebook"  # as its kernel has
+        self.process: Nursling | subprocess.Popen[bytes]
+        if kind in HEAVY:
+            self.process = nursery.start(PEER, [kind, way], environment, self.log, session)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, str(PEER), kind, way],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.log,
+                env={**os.environ, **environment},
+                start_new_session=session,
+            )
         self.daemons: list[int] = []
         self.memory: set[Path] = set()
         self._rest = b""
@@ -149,7 +155,8 @@ class Mortal:
 
     def left(self) -> list[str]:
         """What is still there."""
-        found = [f"daemon {pid}" for pid in self.daemons if is_alive(pid)]
+        found = [f"process {self.process.pid}"] if is_alive(self.process.pid) else []
+        found += [f"daemon {pid}" for pid in self.daemons if is_alive(pid)]
         mark = f"TMPDIR={self.folder}\0".encode()
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -175,8 +182,8 @@ class Mortal:
             pipe.close()
 
 
-def run(kind: str, way: str) -> Outcome:
-    mortal = Mortal(kind, way)
+def run(kind: str, way: str, nursery: Nursery) -> Outcome:
+    mortal = Mortal(kind, way, nursery)
     outcome = Outcome()
     try:
         mortal.hear("ready")
@@ -196,10 +203,10 @@ def run(kind: str, way: str) -> Outcome:
     return outcome
 
 
-def best(cell: tuple[str, str]) -> Outcome:
+def best(cell: tuple[str, str], nursery: Nursery) -> Outcome:
     """The outcome of a cell; repeated only where `shutdown` was slow."""
     for _ in range(TRIES):
-        outcome = run(*cell)
+        outcome = run(*cell, nursery)
         if outcome.left or outcome.shutdown < SHUTDOWN:
             break
     return outcome
@@ -230,10 +237,10 @@ def table(outcomes: dict[tuple[str, str], Outcome]) -> str:
 
 @pytest.mark.timeout(600)
 def test_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> None:
-    # those that load torch first, so that none of them is the last alone
-    cells = [(kind, way) for kind in reversed(KINDS) for way in WAYS]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        outcomes = dict(zip(cells, pool.map(best, cells), strict=True))
+    # those without torch first, while it is loaded
+    cells = [(kind, way) for kind in KINDS for way in WAYS]
+    with Nursery(LOADED, ENVIRONMENT) as nursery, ThreadPoolExecutor(AT_ONCE) as pool:
+        outcomes = dict(zip(cells, pool.map(lambda cell: best(cell, nursery), cells), strict=True))
     with capsys.disabled():
         print(f"\n{table(outcomes)}")
     faults = [fault for (kind, way), outcome in outcomes.items() for fault in faults_of(kind, way, outcome)]
