@@ -40,7 +40,7 @@ _HEADER = struct.Struct("<IBBHII")
 _TARGET = struct.Struct("<HH")
 #: Bytes read at once where no payload has a buffer of its own.
 _SCRATCH = 64 * 1024
-#: ...and after a payload that had one: another is likely to follow its header, and what is read with the header is copied.
+#: ...and after a payload that had one: another is likely to follow its header, and what is read with that is copied.
 _SHORT = 4 * 1024
 
 
