@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.fx.experimental.symbolic_shapes  # the first backward loads it: seconds, for which clients would wait
 from torch import nn
 
 from hivemind.compression import DUMMY_BATCH_SIZE, BatchTensorDescriptor
@@ -115,6 +114,7 @@ class ModuleBackend:
         :param inputs: those of `forward`, then the gradient of each output
         :returns: a gradient for each input of `forward`; zeros for those that are not of floating point
         :raises ExpertFailed: if a gradient is not finite; parameters and optimizer are then as before
+        :raises InputMismatch: if a gradient has another shape than its output
         """
         count = sum(1 for _ in nested_flatten(self.forward_schema))
         given, grad_outputs = inputs[:count], inputs[count:]
@@ -123,9 +123,12 @@ class ModuleBackend:
                 leaves = [each.detach().requires_grad_(each.is_floating_point()) for each in given]
                 outputs = self._run(leaves)
                 pairs = [pair for pair in zip(outputs, grad_outputs, strict=True) if pair[0].requires_grad]
-                torch.autograd.backward(
-                    [output for output, _ in pairs], [grad.to(output.dtype) for output, grad in pairs]
-                )
+                if any(output.shape != grad.shape for output, grad in pairs):
+                    shapes = [(tuple(output.shape), tuple(grad.shape)) for output, grad in pairs]
+                    raise InputMismatch(f"{self.name}: outputs and gradients differ in shape: {shapes}")
+                if pairs:
+                    grads = [grad.to(output.dtype) for output, grad in pairs]
+                    _Seed.apply(grads, *(output for output, _ in pairs)).backward()
             gradients = tuple(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
             self._check_numbers("gradient of an input", gradients)
             self._check_parameters()
@@ -204,6 +207,20 @@ class ModuleBackend:
                 part.load_state_dict(state_dict[name])
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"state of {self.name}", name, f"one that fits ({error})") from error
+
+
+class _Seed(torch.autograd.Function):
+    """Outputs to a scalar whose backward pass begins with given gradients of the outputs. ``torch.autograd.backward``
+    would load a library for symbolic mathematics to compare shapes: seconds on a busy machine, and 35 MB."""
+
+    @staticmethod
+    def forward(ctx: Any, grads: Sequence[torch.Tensor], *outputs: torch.Tensor) -> torch.Tensor:
+        ctx.grads = grads
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> Any:
+        return None, *ctx.grads
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -68,6 +68,15 @@ def test_gradients_are_those_of_autograd() -> None:
     assert torch.equal(also, y.sum(1))
 
 
+def test_a_gradient_of_another_shape_is_refused() -> None:
+    """Also where torch would add it up."""
+    thin = BatchTensorDescriptor(1, dtype=torch.float32)
+    backend = ModuleBackend("e.0", nn.Linear(4, 1), args_schema=[X], outputs_schema=thin)
+    with pytest.raises(InputMismatch, match="differ in shape"):
+        backend.backward(torch.ones(2, 4), torch.ones(2, 3))
+    assert all(parameter.grad is None for parameter in backend.module.parameters())
+
+
 def test_a_step_for_each_batch_of_gradients() -> None:
     linear = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(linear.parameters(), lr=1.0)
