@@ -88,6 +88,11 @@ PUBLIC = {
     ),
     "hivemind.utils.auth": "AccessToken AuthRole AuthRPCWrapper AuthorizerBase TokenAuthorizerBase",
     "hivemind.utils.crypto": "RSAPrivateKey RSAPublicKey",
+    "hivemind.p2p.p2p_daemon_bindings.control": (
+        "DEFAULT_MAX_MSG_SIZE MAX_UNARY_PAYLOAD_SIZE ControlFailure DispatchFailure P2PDaemonError P2PHandlerError"
+    ),
+    "hivemind.p2p.p2p_daemon_bindings.datastructures": "PeerID PeerInfo StreamInfo",
+    "hivemind.p2p.p2p_daemon_bindings.utils": "ControlFailure DispatchFailure",
     "hivemind.utils.networking": "LOCALHOST choose_ip_address log_visible_maddrs",
     "hivemind.utils.logging": "get_logger use_hivemind_log_handler loglevel",
     "hivemind.utils.tensor_descr": "TensorDescriptor BatchTensorDescriptor DUMMY_BATCH_SIZE",
