@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	dht "github.com/libp2p/go-libp2p-kad-dht"
@@ -42,6 +43,7 @@ type Node struct {
 	host    host.Host    // dials what it is told to
 	routed  host.Host    // finds missing addresses by the routing first
 	routing *dht.IpfsDHT // nil if off
+	admits  atomic.Bool  // the routing is there, and leaves it to this node who is in its table
 	log     *slog.Logger
 	traffic *traffic
 	meter   *meter.Meter

@@ -21,6 +21,10 @@ import (
 // push sends messages as a changed identity of from, and waits until to has read them all.
 func push(t *testing.T, from, to *Node, messages ...*pb.Identify) error {
 	t.Helper()
+	until(t, "what the peer tells first is taken", func() bool { // it would take the place of what is pushed
+		names, err := to.host.Peerstore().GetProtocols(from.ID())
+		return err == nil && len(names) > 0
+	})
 	s, err := from.host.NewStream(within(t), to.ID(), identify.IDPush)
 	if err != nil {
 		t.Fatal(err)

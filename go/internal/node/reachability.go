@@ -206,10 +206,12 @@ func (n *Node) follow(what any) {
 		return
 	case event.EvtPeerIdentificationCompleted:
 		n.seen.take(finding.Conn, finding.ObservedAddr)
+		n.admit(finding.Peer)
 		n.tellReachability()
 		n.mayRelay()
 		return
 	case event.EvtPeerProtocolsUpdated:
+		n.admit(finding.Peer)
 		n.mayRelay()
 		return
 	}

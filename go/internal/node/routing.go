@@ -102,13 +102,15 @@ func (n *Node) startRouting(cfg *config.Config, peers []peer.AddrInfo) error {
 	// Defaults otherwise: k = 20, resiliency 3, no filter of addresses.
 	options := []dht.Option{dht.Mode(mode), dht.BootstrapPeers(peers...)}
 	if !cfg.IPFS {
-		options = append(options, dht.Concurrency(searchWidth), dht.DisableAutoRefresh()) // see keepRouting
+		// See keepRouting and admit.
+		options = append(options, dht.Concurrency(searchWidth), dht.DisableAutoRefresh(), dht.LookupCheckConcurrency(0))
 	}
 	kad, err := dht.New(relayingHost{n.host}, options...)
 	if err != nil {
 		return fmt.Errorf("kademlia routing: %w", err)
 	}
 	n.routing = kad
+	n.admits.Store(!cfg.IPFS)
 	n.routed = newSearchingHost(n.host, boundedRouting{n})
 	return nil
 }
@@ -165,11 +167,25 @@ func (n *Node) FindPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
 	return info, nil
 }
 
+// admit puts a peer that has told its protocols into the routing table, if it serves the routing. The library would have it answer a question
+// first, which takes two streams of each of two peers that meet; one that does not answer is dropped when it is asked.
+func (n *Node) admit(p peer.ID) {
+	if !n.admits.Load() {
+		return
+	}
+	if served, err := n.host.Peerstore().SupportsProtocols(p, kadProtocol); err != nil || len(served) == 0 {
+		return
+	}
+	if _, err := n.routing.RoutingTable().TryAddPeer(p, true, true); err != nil {
+		n.log.Debug("not in the routing table", "peer", p, "error", err) // its bucket is full
+	}
+}
+
 // routingWait bounds awaitRouting.
 const routingWait = 500 * time.Millisecond
 
 // awaitRouting waits until p, if it serves the routing, is in the routing table, so that a search right after connecting
-// finds its way. The table checks each newcomer by a query of its own first.
+// finds its way.
 func (n *Node) awaitRouting(ctx context.Context, p peer.ID) {
 	if n.routing == nil {
 		return
