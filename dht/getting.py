@@ -29,6 +29,9 @@ logger = get_logger(__name__)
 #: Keys of which it is remembered that they have no value.
 MAX_MISSING: Final = 4096
 
+#: A swarm is calm when no known node was lost for so many seconds.
+_CALM_SECONDS: Final = 300.0
+
 _undecodable = RateLimit()
 
 Result = ValueWithExpiration[Any] | None
@@ -197,8 +200,9 @@ class Getter:
             # whoever is nearest has the value most likely, and any live one will do
             one_first = searches[0].any_will_do
             replicas = self._node.num_replicas
-            # twice as many as hold it: some may have come or gone since it was stored
-            enough = 2 * replicas if beam_size is None and one_first else None
+            # twice as many as hold it: some may have come since it was stored. Where some have gone, all of the beam
+            calm = not self._node.protocol.neighborhood.restless(_CALM_SECONDS)
+            enough = 2 * replicas if beam_size is None and one_first and calm else None
             quorum = replicas if beam_size is None and not one_first else None
             beam = bucket_size if beam_size is None else beam_size
             lookups = {key: finder.lookup(key, beam, enough=enough, quorum=quorum) for key in by_key}

@@ -271,7 +271,7 @@ class DHTNode:
 
         :param num_workers: requests under way at first
         :param beam_size: how many of the nearest nodes to ask at most. By default twice ``num_replicas``, which nearly
-            always hold what there is, and ``bucket_size`` where one of them does not answer, or none has the latest
+            always hold what there is, and ``bucket_size`` where nodes have gone lately, or none has the latest
         """
         self._check_alive()
         futures = self._getter.start(
