@@ -136,6 +136,12 @@ def ceiling(batch: int, backward: bool, seconds: float) -> float:
     return samples / (time.perf_counter() - started)
 
 
+def end_group(leader: int) -> None:
+    """End what a server that has failed leaves behind."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
 def counts_of(batch: int, quick: bool) -> tuple[int, ...]:
     """Numbers of clients."""
     if not quick:
@@ -145,8 +151,11 @@ def counts_of(batch: int, quick: bool) -> tuple[int, ...]:
 
 def cpu_of_all(server: list[int]) -> float:
     """Processor seconds of the server's processes, and of this one with its daemon, so far."""
-    here = [pid for pid in (os.getpid(), *children_of(os.getpid())) if pid not in server]
-    return sum(map(cpu_of, {*server, *here}))
+    spent = 0.0
+    for pid in {*server, os.getpid(), *children_of(os.getpid())}:
+        with contextlib.suppress(OSError):  # it has ended
+            spent += cpu_of(pid)
+    return spent
 
 
 def main(quick: bool) -> None:
@@ -160,8 +169,9 @@ def main(quick: bool) -> None:
     seconds = QUICK_SECONDS if quick else SECONDS
     figures: dict[str, Any] = {}
     notes: list[str] = []
-    with child(__file__, "--serve") as server:
+    with child(__file__, "--serve") as server, contextlib.ExitStack() as stack:
         started = server.receive()
+        stack.callback(end_group, started["pid"])
         dht = DHT(initial_peers=started["maddrs"], start=True, **LOCAL)
         experts = get_experts(dht, UIDS)
         assert None not in experts, "not all experts are found"
