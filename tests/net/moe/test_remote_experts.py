@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from hivemind.clock import get_dht_time
 from hivemind.compression import BatchTensorDescriptor, serialize_torch_tensor
 from hivemind.dht import DHT
 from hivemind.errors import (
@@ -23,7 +24,16 @@ from hivemind.errors import (
     UnknownExpert,
     WrongTypeError,
 )
-from hivemind.moe import ExpertInfo, ModuleBackend, RemoteExpert, Server, get_experts, messages
+from hivemind.moe import (
+    ExpertInfo,
+    ModuleBackend,
+    RemoteExpert,
+    RemoteMixtureOfExperts,
+    Server,
+    declare_experts,
+    get_experts,
+    messages,
+)
 from hivemind.moe.client.expert import expert_forward
 from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from hivemind.moe.service import ConnectionHandler
@@ -82,7 +92,7 @@ Hostile.__name__ = "ConnectionHandler"  # the name is part of the protocol
 @pytest.fixture(scope="module")
 def modules() -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    return {"e.0": Curved(), "e.1": Curved()}
+    return {"e.0": Curved(), "e.1": Curved(), "m.0.0": Curved()}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +103,7 @@ def dht(modules: dict[str, nn.Module]) -> Iterator[DHT]:
         experts = {
             "e.0": ModuleBackend("e.0", modules["e.0"], args_schema=[VECTOR], outputs_schema=VECTOR),
             "e.1": ModuleBackend("e.1", modules["e.1"], args_schema=[sequence], outputs_schema=sequence),
+            "m.0.0": ModuleBackend("m.0.0", modules["m.0.0"], args_schema=[VECTOR], outputs_schema=VECTOR),
             "e.2": ModuleBackend("e.2", nn.Identity(), args_schema=[HALF], outputs_schema=HALF, max_batch_size=2**20),
             "e.3": ModuleBackend("e.3", Longer(), args_schema=[sequence], outputs_schema=sequence),
         }
@@ -275,6 +286,7 @@ def hostile(dht: DHT) -> Iterator[tuple[Hostile, RemoteExpert]]:
     service = Hostile()
     with DHT(initial_peers=dht.get_visible_maddrs(), start=True) as theirs:
         RemoteExpertWorker.run_coroutine(service.add_p2p_handlers(theirs.p2p))
+        declare_experts(theirs, ["m.0.1"], get_dht_time() + 600)
         info = ExpertInfo("h.0", theirs.peer_id)
         yield service, RemoteExpert(info, dht.p2p, timeout=3)
         RemoteExpertWorker.run_coroutine(service.remove_p2p_handlers(theirs.p2p))
@@ -330,6 +342,17 @@ def test_a_server_that_stays_busy_is_told_of(hostile: tuple[Hostile, RemoteExper
     with pytest.raises(ServerBusy, match="full"):
         remote(GOOD)
     assert service.calls == 1
+
+
+def test_a_mixture_goes_on_without_a_busy_expert(
+    dht: DHT, hostile: tuple[Hostile, RemoteExpert], modules: dict[str, nn.Module]
+) -> None:
+    service, _ = hostile
+    service.calls, service.answers = 0, [ServerBusy("full", 9.0)]
+    layer = RemoteMixtureOfExperts(in_features=WIDTH, grid_size=(1, 2), dht=dht, uid_prefix="m.", k_best=2)
+    for _ in range(2):  # the second time it is not asked
+        torch.testing.assert_close(layer(GOOD), modules["m.0.0"](GOOD))
+        assert service.calls == 1
 
 
 def test_a_server_that_does_not_answer(hostile: tuple[Hostile, RemoteExpert]) -> None:
