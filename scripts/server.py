@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from hivemind.cli.config_file import arguments_of, read_options
+from hivemind.cli.metrics_endpoint import check_address, serving_metrics
 from hivemind.cli.running import EXIT_OK, guarded, run_until_stopped
 from hivemind.errors import ConfigError
 from hivemind.log import get_logger
@@ -84,6 +86,8 @@ def _add_network_options(group: Any) -> None:
     add("--identity_path", metavar="FILE", help="of this peer's private key; made if it is missing")
     add("--no_relay", action="store_false", dest="use_relay", help="do not reach other peers through relays")
     add("--use_auto_relay", action="store_true", help="be reached through relays if this machine is behind a NAT")
+    add("--metrics", metavar="HOST:PORT", help="serve Prometheus text there, of experts too, as at 127.0.0.1:9100")
+    add("--metrics_public", action="store_true", help="let --metrics be on an address that others can reach")
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -110,6 +114,10 @@ def run(options: argparse.Namespace) -> int:
     given = vars(options).copy()
     for name in ("config", "command", "rest"):
         given.pop(name, None)
+    address, public = given.pop("metrics"), given.pop("metrics_public")
+    metrics = None if address is None else check_address(address, public=public)
+    if metrics is not None:
+        given["metrics"] = "127.0.0.1:0"  # the daemon's own, of which the text is added
     given["optim_cls"] = _optimizer(given.pop("optimizer"))
     compression = given.pop("compression")
     numbers = dict(runtime_pb2.CompressionType.items())
@@ -131,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
     addresses = [str(address) for address in server.dht.get_visible_maddrs()]
     logger.info("Running DHT node on %s, initial peers = %s", addresses, given["initial_peers"])
     logger.info("Serving %d experts: %s", len(server.experts), ", ".join(list(server.experts)[:16]))
-    return run_until_stopped(partial(_serve, server))
+    return run_until_stopped(partial(_serve, server, metrics))
 
 
 def _optimizer(name: str) -> Any:
@@ -146,9 +154,13 @@ def _optimizer(name: str) -> Any:
     return partial(getattr(torch.optim, kind), **defaults)
 
 
-async def _serve(server: Any) -> int:
+async def _serve(server: Any, metrics: tuple[str, int] | None) -> int:
     try:
-        await asyncio.Event().wait()  # until it is cancelled
+        async with AsyncExitStack() as stack:
+            if metrics is not None:
+                url = await stack.enter_async_context(serving_metrics(metrics, server.dht.p2p.metrics_address))
+                logger.info("Prometheus text is served at %s", url)
+            await asyncio.Event().wait()  # until it is cancelled
         return EXIT_OK
     finally:
         server.shutdown()

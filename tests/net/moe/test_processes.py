@@ -8,6 +8,8 @@ import subprocess
 import sys
 from multiprocessing import resource_tracker
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -93,14 +95,21 @@ def test_the_command(tmp_path: Path) -> None:
         eventually_sync(lambda: saved_uids(saved) == everything, "all are saved")
         assert running.end(signal.SIGKILL) == -signal.SIGKILL
     before = (saved / "ffn.1.0" / "checkpoint_last.pt").readlink()
-    with command("server", *options) as running:
+    with command("server", *options, "--metrics", "127.0.0.1:0") as running:
         running.until("ffn.1.0: loaded", seconds=START)
         address = running.until("Running DHT node on", seconds=START).split("['")[1].split("']")[0]
+        url = running.until("Prometheus text is served at", seconds=START).rpartition(" ")[2].strip()
         with DHT(initial_peers=[address], start=True) as dht:
             client = Caller(dht, PeerID.from_base58(address.rpartition("/p2p/")[2]))
             assert client.backward("ffn.1.0", [ONE, ONE])[0].shape == (1, 8)
             running.until("backward: ")
-            assert running.end(signal.SIGTERM) == 0
+        with urlopen(url, timeout=PATIENCE) as response:
+            text = response.read().decode()
+        assert 'hivemind_expert_requests_total{expert="ffn.1.0",call="backward"} 1\n' in text
+        assert "hivemind_p2p_" in text, "the daemon's text is there, too"
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(url.removesuffix("metrics"), timeout=PATIENCE)
+        assert running.end(signal.SIGTERM) == 0
     assert (saved / "ffn.1.0" / "checkpoint_last.pt").readlink() != before, "it was trained in between"
 
 
