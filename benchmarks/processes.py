@@ -45,7 +45,11 @@ def children_of(pid: int) -> list[int]:
     """The processes below ``pid``, all generations."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
+        try:
+            children = (task / "children").read_text().split()
+        except FileNotFoundError:  # a thread that has ended meanwhile
+            continue
+        for child in map(int, children):
             found += [child, *children_of(child)]
     return found
 
