@@ -24,7 +24,7 @@ from hivemind.p2p.transport import Buffer
 __all__ = ["FRAME_COST", "Incoming", "Item", "ItemKind", "Numbers", "Outgoing", "error_of"]
 
 #: A buffer is at most so many times longer than what has come of its message: a peer's word allocates nothing.
-_GROWTH = 8
+_GROWTH = 4
 #: Bytes of credit that a DATA frame, or a first message inside OPEN or ACCEPT, costs besides its payload: what it takes
 #: to keep it, so that empty messages are bounded too.
 FRAME_COST = 64

@@ -58,7 +58,7 @@ def test_memory_grows_by_what_comes_not_by_what_is_announced() -> None:
     view = incoming.begin(header)
     assert view is not None
     assert isinstance(view.obj, bytearray)
-    assert len(view.obj) <= 800
+    assert len(view.obj) <= 400
 
 
 def test_errors_keep_their_place() -> None:
