@@ -115,19 +115,23 @@ def test_newcomers_that_come_together_share_a_copy() -> None:
 
 def test_the_lock_is_held_for_the_copy_only() -> None:
     async def main() -> None:
-        async with averagers(1) as swarm:
-            donor = swarm.members[0]
-            newcomer = await swarm.join(allow_state_sharing=False)
-            with swarm.net.bandwidth(200, between=(donor.peer_id, newcomer.peer_id)):
+        async with averagers(0) as swarm:
+            large = (2**20, 2**20)  # more than may be under way, so that the download lasts
+            donor = await swarm.join(sizes=large)
+            newcomer = await swarm.join(sizes=large, allow_state_sharing=False)
+            with swarm.net.bandwidth(1e6, between=(donor.peer_id, newcomer.peer_id)):
                 download = asyncio.ensure_future(newcomer.core.load_state())
                 await exactly_when(lambda: donor.core._servicer._donor._active, "the download has begun")
                 async with asyncio.timeout(0.5):
                     await donor.core.lock.acquire_async()
-                donor.core.tensors[0].fill_(99.0)
+                for tensor in donor.core.tensors:
+                    tensor.fill_(99.0)
                 donor.core.lock.release()
+                assert not download.done()
                 state = await download
             assert state is not None
             assert [len(set(tensor.tolist())) for tensor in state[1]] == [1, 1]
+            assert not any(99.0 in tensor for tensor in state[1]), "it was copied when the download began"
 
     run_virtual(main)
 
