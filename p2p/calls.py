@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 from hivemind.errors import (
@@ -33,6 +34,8 @@ _PORTION = 192 * 1024
 #: Whole messages that may wait unread without the sender being slowed down, and bytes of them.
 PREFETCH = 5
 PREFETCH_BYTES = 4 * 1024 * 1024
+#: Bytes of them on all streams together; where more wait, each stream holds what its window does.
+PREFETCH_ALL_BYTES = 32 * 1024 * 1024
 
 _ERRORS: dict[int, type[HivemindError]] = {
     ResetCode.CANCELLED: StreamReset,
@@ -225,12 +228,20 @@ class Incoming:
         self._waiting_bytes = 0
         self._buffer = None
 
-    def grant(self) -> int:
-        """Bytes of credit to grant the sender now: in portions, and none while much waits unread."""
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that have come whole and were not received, with what it takes to keep them."""
+        return self._waiting_bytes
+
+    def grant(self, waiting_bytes: Callable[[], int]) -> int:
+        """Bytes of credit to grant the sender now: in portions, and none while much waits unread.
+
+        :param waiting_bytes: that of all streams together
+        """
         if self._owed < _PORTION:
             return 0
         few = len(self._items) < PREFETCH and self._waiting_bytes < PREFETCH_BYTES
-        if not few and self._waiting_bytes >= self._window // 2:
+        if self._waiting_bytes >= self._window // 2 and not (few and waiting_bytes() < PREFETCH_ALL_BYTES):
             return 0
         granted, self._owed = self._owed, 0
         return granted

@@ -170,6 +170,9 @@ class ControlClient(asyncio.BufferedProtocol):
     def forget(self, number: int) -> None:
         self._streams.pop(number, None)
 
+    def waiting_bytes(self) -> int:
+        return sum(stream.waiting_bytes for stream in self._streams.values())
+
     # -- frames ----------------------------------------------------------------------------------------------------
 
     def data_buffer(self, header: Header) -> memoryview | None:

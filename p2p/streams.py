@@ -38,6 +38,10 @@ class Link(Protocol):
         """The stream ``number`` is over."""
         ...
 
+    def waiting_bytes(self) -> int:
+        """Bytes that have come whole on all open streams and were not received."""
+        ...
+
 
 class ControlStream:
     """One stream (`transport.Stream`), also of a unary call. Owned by the loop of its connection.
@@ -96,6 +100,11 @@ class ControlStream:
     @property
     def remote_id(self) -> PeerID:
         return self._remote_id
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that have come whole and were not received."""
+        return self._incoming.waiting_bytes
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
@@ -325,7 +334,7 @@ class ControlStream:
             _wake(self.opened)
 
     def _grant(self) -> None:
-        if not self._forgotten and (count := self._incoming.grant()):
+        if not self._forgotten and (count := self._incoming.grant(self._link.waiting_bytes)):
             self._link.write(pack_header(FrameType.WINDOW, self.number, aux=count))
 
 

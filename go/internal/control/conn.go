@@ -245,7 +245,8 @@ func (c *conn) accept(mode Mode, t *target, first *buffer) (*stream, error) {
 		f.payload = appendTarget(nil, t)
 	} else {
 		appendTarget(first.data[:0], t)
-		s.credit -= len(first.data) - targetSize(t) + frameCost
+		cost := len(first.data) - targetSize(t) + frameCost
+		s.credit, s.unread = s.credit-cost, s.unread+cost
 		f.head.flags, f.payload, f.owned = flagFirst, first.data, first
 	}
 	c.streams[s.id] = s

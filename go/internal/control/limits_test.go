@@ -163,6 +163,42 @@ func TestMessagesShareTheBudget(t *testing.T) {
 	b.mustReceive(in, pattern(200<<10))
 }
 
+// TestUnreadMessagesHoldTheBudget: until their client grants their credit anew, or their stream ends.
+func TestUnreadMessagesHoldTheBudget(t *testing.T) {
+	b, from := limited(t, nil)
+	b.listen("T.stream", ModeMessages)
+	b.mu.Lock()
+	b.manual = true // as a client that does not read
+	b.mu.Unlock()
+	send := func(size int) (network.Stream, uint32) {
+		s := rawStream(t, from, b, "T.stream")
+		go func() {
+			_, _ = s.Write(append(wire.AppendFrameHead(nil, wire.MarkerMessage, uint64(size)), pattern(size)...))
+		}()
+		in, _, _ := b.accept()
+		return s, in
+	}
+	withheld := func(in uint32) {
+		t.Helper()
+		select {
+		case <-b.channel(in):
+			t.Fatal("a message came beside those that are unread")
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	const first, second, third = 800 << 10, 400 << 10, 900 << 10
+	_, one := send(first)
+	b.mustReceive(one, pattern(first))
+	stream, other := send(second)
+	withheld(other)
+	b.send(header{kind: typeWindow, stream: one, aux: first}, nil)
+	b.mustReceive(other, pattern(second))
+	_, last := send(third)
+	withheld(last)
+	_ = stream.Reset()
+	b.mustReceive(last, pattern(third))
+}
+
 // TestWhoFloodsIsDropped: by calls over the limit, by unknown protocols, by garbage.
 func TestWhoFloodsIsDropped(t *testing.T) {
 	for name, attack := range map[string]func(s network.Stream) error{

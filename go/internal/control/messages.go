@@ -109,14 +109,14 @@ func (srv *Server) receiveMessages(s *stream, ns *netStream, caller bool) error 
 	}
 }
 
-// relayMessage relays a message to the client once the peer's budget, if there is one, has room for it.
+// relayMessage relays a message to the client once the peer's budget, if there is one, has room for it, until the client has read it.
 func (s *stream) relayMessage(ns *netStream, size int) error {
 	if s.budget != nil {
 		give, err := s.budget.take(s.ctx, size)
 		if err != nil {
 			return context.Cause(s.ctx)
 		}
-		defer give()
+		defer s.keep(share{size, give})
 	}
 	return networkFault(ns, s.relay(ns.in, size, 0))
 }

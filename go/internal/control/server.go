@@ -307,6 +307,7 @@ func (srv *Server) serveStream(ns *netStream, mode Mode) error {
 	}
 	defer s.conn.running.Done()
 	s.budget = handler.budget
+	defer s.giveAllShares()
 	stop := abortWith(s, ns)
 	defer stop()
 	if mode == ModeRaw {

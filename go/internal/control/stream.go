@@ -37,9 +37,12 @@ type stream struct {
 	cancel context.CancelCauseFunc
 
 	mu        sync.Mutex
-	inbox     []item // mu: frames from the client in order
-	allowance int    // mu: what the client may still send
-	credit    int    // mu: what this side may still send
+	inbox     []item  // mu: frames from the client in order
+	allowance int     // mu: what the client may still send
+	credit    int     // mu: what this side may still send
+	unread    int     // mu: what this side has sent and was not granted anew: the client may not have read it
+	shares    []share // mu: of the peer's budget, for messages that the client may not have read; the oldest first
+	shared    int     // mu: bytes of shares
 
 	arrived chan struct{} // signals a change of inbox
 	granted chan struct{} // signals a change of credit
@@ -99,6 +102,39 @@ func (s *stream) next(ctx context.Context) (item, error) {
 	}
 }
 
+// share is what a message has of the peer's budget.
+type share struct {
+	size int
+	give func()
+}
+
+// keep gives a message's share of the budget back once the client has read the message: when its credit was granted anew. Of what the client may
+// have read without granting it, as it grants in portions, nothing is kept.
+func (s *stream) keep(one share) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shares = append(s.shares, one)
+	s.shared += one.size
+	s.giveShares()
+}
+
+// giveShares gives back what is read. mu is held.
+func (s *stream) giveShares() {
+	for len(s.shares) > 0 && (s.ctx.Err() != nil || s.shared-s.shares[0].size >= s.unread-portion) {
+		s.shares[0].give()
+		s.shared -= s.shares[0].size
+		s.shares[0] = share{}
+		s.shares = s.shares[1:]
+	}
+}
+
+// giveAllShares is for the end of the stream, when ctx has ended: the client keeps nothing of it.
+func (s *stream) giveAllShares() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.giveShares()
+}
+
 // done frees a frame's buffer and grants the client new credit, in portions.
 func (s *stream) done(it item) {
 	s.consumed += it.cost()
@@ -122,6 +158,8 @@ func (s *stream) grant(n uint32) error {
 		return fmt.Errorf("%w: stream %d was granted more than %d bytes", errProtocol, s.id, most)
 	}
 	s.credit += int(n)
+	s.unread -= int(n)
+	s.giveShares()
 	signal(s.granted)
 	return nil
 }
@@ -133,6 +171,7 @@ func (s *stream) takeCredit(want int) (int, error) {
 		n, enough := min(want, s.credit-frameCost), s.credit >= min(want, leastPart)+frameCost
 		if enough {
 			s.credit -= n + frameCost
+			s.unread += n + frameCost
 		}
 		s.mu.Unlock()
 		if enough {
@@ -150,6 +189,7 @@ func (s *stream) takeCredit(want int) (int, error) {
 func (s *stream) giveBack(n int) {
 	s.mu.Lock()
 	s.credit += n
+	s.unread -= n
 	s.mu.Unlock()
 }
 

@@ -30,7 +30,7 @@ const (
 	// The heap is small and made of short-lived buffers: collecting it at four times its live size saves a tenth of the time
 	// under load, and the limit makes the collector busier before a large heap gets out of hand.
 	gcPercent   = 400
-	memoryLimit = 1 << 30
+	memoryLimit = 384 << 20
 )
 
 // useProcessors leaves half of the processors to the program whose daemon this is: each thread more is another that is woken for a message. On two

@@ -17,7 +17,16 @@ from hivemind.errors import (
     ProtocolNotSupported,
     StreamTruncated,
 )
-from hivemind.p2p.calls import FRAME_COST, PREFETCH_BYTES, Incoming, ItemKind, Numbers, Outgoing, error_of
+from hivemind.p2p.calls import (
+    FRAME_COST,
+    PREFETCH_ALL_BYTES,
+    PREFETCH_BYTES,
+    Incoming,
+    ItemKind,
+    Numbers,
+    Outgoing,
+    error_of,
+)
 from hivemind.p2p.framing import MAX_FRAME, Flag, FrameType, Header, ResetCode
 
 WINDOW = 1024 * 1024
@@ -102,7 +111,7 @@ def test_credit_comes_while_a_message_is_under_way() -> None:
         incoming.begin(header)
         incoming.end(header)
         position += MAX_FRAME
-        granted += incoming.grant()
+        granted += incoming.grant(lambda: incoming.waiting_bytes)
 
 
 def test_credit_is_withheld_while_much_waits_and_comes_when_it_is_read() -> None:
@@ -111,11 +120,21 @@ def test_credit_is_withheld_while_much_waits_and_comes_when_it_is_read() -> None
     while received < WINDOW + granted:
         put(incoming, bytes(MAX_FRAME), [MAX_FRAME])
         received += MAX_FRAME
-        granted += incoming.grant()
+        granted += incoming.grant(lambda: incoming.waiting_bytes)
     assert received <= PREFETCH_BYTES + 2 * WINDOW
     while incoming.take() is not None:
-        granted += incoming.grant()
+        granted += incoming.grant(lambda: incoming.waiting_bytes)
     assert granted >= received - WINDOW // 4
+
+
+def test_less_waits_on_each_stream_while_much_waits_on_all() -> None:
+    incoming = Incoming(WINDOW, LIMIT)
+    granted = received = 0
+    while received < WINDOW + granted:
+        put(incoming, bytes(MAX_FRAME), [MAX_FRAME])
+        received += MAX_FRAME
+        granted += incoming.grant(lambda: PREFETCH_ALL_BYTES)
+    assert received < 2 * WINDOW
 
 
 def test_small_messages_are_held_back_too() -> None:
@@ -124,7 +143,7 @@ def test_small_messages_are_held_back_too() -> None:
     while received < WINDOW + granted:
         put(incoming, bytes(1000), [1000])
         received += 1000
-        granted += incoming.grant()
+        granted += incoming.grant(lambda: incoming.waiting_bytes)
     assert received <= 3 * WINDOW
 
 
@@ -134,10 +153,10 @@ def test_empty_messages_use_credit() -> None:
     while (received + 1) * FRAME_COST < WINDOW + granted:
         put(incoming, b"", [1])
         received += 1
-        granted += incoming.grant()
+        granted += incoming.grant(lambda: incoming.waiting_bytes)
     assert WINDOW <= received * FRAME_COST + FRAME_COST <= 2 * WINDOW
     while incoming.take() is not None:
-        granted += incoming.grant()
+        granted += incoming.grant(lambda: incoming.waiting_bytes)
     assert granted >= received * FRAME_COST - WINDOW // 4
 
 
@@ -151,7 +170,7 @@ def test_dropping_forgets_all_and_grants_all() -> None:
     assert not incoming.end(header)
     incoming.put(ItemKind.FIN)
     assert incoming.take() is None
-    assert incoming.grant() == 2 * (MAX_FRAME + FRAME_COST)
+    assert incoming.grant(lambda: incoming.waiting_bytes) == 2 * (MAX_FRAME + FRAME_COST)
 
 
 @given(st.lists(st.integers(0, 3 * MAX_FRAME), max_size=10))
