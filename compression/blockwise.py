@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
-from hivemind.compression.buffers import Buffer, allocate, from_buffer, to_buffer
+from hivemind.compression.buffers import Buffer, allocate, from_buffer, on_cpu, to_buffer
 from hivemind.compression.chunks import Scratch, Spans, walk
 from hivemind.compression.codebook import (
     CODES,
@@ -169,7 +169,7 @@ def _largest(blocks: torch.Tensor, out: torch.Tensor) -> None:
     """Write the largest magnitude of each block, or 1 if that is 0, so that fractions of it are finite."""
     # magnitudes of all elements first would take longer. numpy, as torch takes longer for as few as these than for all
     # that they are the largest of
-    if out.device.type == "cpu":
+    if on_cpu(out.device):
         array, largest = blocks.numpy(), out.numpy()
         np.maximum(array.max(axis=1), -array.min(axis=1), out=largest)
         largest[largest == 0] = 1

@@ -22,6 +22,7 @@ __all__ = [
     "allocate",
     "dtype_name",
     "from_buffer",
+    "on_cpu",
     "read_header",
     "to_buffer",
 ]
@@ -106,6 +107,11 @@ def dtype_name(dtype: torch.dtype) -> str:
         return _NAMES[dtype]
     except KeyError:
         raise SerializationError(f"dtype: got {dtype}, allowed: {', '.join(WIRE_DTYPES)}") from None
+
+
+def on_cpu(device: torch.device) -> bool:
+    """Whether it is computed with numpy and span by span, for the processor's cache; else with torch alone."""
+    return device.type == "cpu"
 
 
 def allocate(length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

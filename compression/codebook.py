@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element
-from hivemind.compression.buffers import Array, Buffer, allocate, dtype_name, from_buffer, to_buffer
+from hivemind.compression.buffers import Array, Buffer, allocate, dtype_name, from_buffer, on_cpu, to_buffer
 from hivemind.compression.chunks import Spans, span_of, spans_in, walk
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
@@ -148,7 +148,7 @@ def indices_in(buffer: memoryview, count: int, device: torch.device) -> Indices:
 
     :raises SerializationError: if one of them is none of ``count`` codes
     """
-    indices = np.frombuffer(buffer, np.uint8) if device.type == "cpu" else from_buffer(buffer, torch.uint8, device)
+    indices = np.frombuffer(buffer, np.uint8) if on_cpu(device) else from_buffer(buffer, torch.uint8, device)
     if count < CODES and len(indices) and int(indices.max()) >= count:
         raise SerializationError(f"index {int(indices.max())} into a codebook of {count} codes")
     return indices
@@ -178,7 +178,7 @@ def cut_off(places: torch.Tensor, out: Indices) -> None:
 
 def sums_by_index(indices: torch.Tensor, values: torch.Tensor) -> tuple[Array, Array]:
     """For each of `CODES` indices, the sum and the number of the ``values`` that have it, float64 and int64."""
-    if indices.device.type == "cpu":
+    if on_cpu(indices.device):
         chosen = indices.numpy()
         weights = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
         return np.bincount(chosen, weights, CODES), np.bincount(chosen, minlength=CODES)
@@ -195,7 +195,7 @@ class Lookup:
 
     def __init__(self, values: torch.Tensor, length: int) -> None:
         self._values = values
-        worth_it = values.device.type == "cpu" and length >= _MANY and len(values) == CODES
+        worth_it = on_cpu(values.device) and length >= _MANY and len(values) == CODES
         self._pairs = _pairs_of(values) if worth_it and values.element_size() <= 4 else None
 
     def take(self, indices: Indices, out: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
-from hivemind.compression.buffers import Buffer, Elements, allocate, from_buffer, to_buffer
+from hivemind.compression.buffers import Buffer, Elements, allocate, from_buffer, on_cpu, to_buffer
 from hivemind.compression.chunks import CPU_SPAN, Scratch, Spans, walk
 from hivemind.compression.moments import moments
 from hivemind.errors import SerializationError
@@ -106,7 +106,7 @@ class ScaledFloat16Compression(BufferCodec):
             for start, stop in spans:
                 half[start:stop], scales[0, start:stop], scales[1, start:stop] = _normalised(rows[start:stop])
 
-        if width > CPU_SPAN and rows.device.type == "cpu":
+        if width > CPU_SPAN and on_cpu(rows.device):
             for row in range(count):
                 _normalise_long(rows[row], half[row], scales[:, row])
         else:
@@ -127,7 +127,7 @@ class ScaledFloat16Compression(BufferCodec):
                 read = half.read(start * width, stop * width, *scratch.of((stop - start) * width)).view(-1, width)
                 rows[start:stop].copy_(read).mul_(stds[start:stop]).add_(means[start:stop])
 
-        if width > CPU_SPAN and device.type == "cpu":
+        if width > CPU_SPAN and on_cpu(device):
             for row in range(count):
                 _decode_long(half, row * width, means[row], stds[row], rows[row])
         elif width:

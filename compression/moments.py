@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from hivemind.compression.buffers import Array
+from hivemind.compression.buffers import Array, on_cpu
 from hivemind.compression.chunks import Scratch, Spans, walk
 
 __all__ = ["moments"]
@@ -39,7 +39,7 @@ def moments(values: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[f
 
 def _about(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tuple[float, float]:
     """Mean and variance of ``values - shift``."""
-    compute = _sums_on_cpu if values.device.type == "cpu" else _sums
+    compute = _sums_on_cpu if on_cpu(values.device) else _sums
     with np.errstate(all="ignore"):
         total, squares = (float(each.sum(dtype=np.float64)) for each in compute(values, shift, dtype))
         mean = total / len(values)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hivemind.compression.base import rounding
-from hivemind.compression.buffers import Array
+from hivemind.compression.buffers import Array, on_cpu
 from hivemind.compression.chunks import Scratch, Spans, span_of, spans_in, walk
 from hivemind.compression.codebook import CodebookCodec, all_finite
 from hivemind.proto import runtime_pb2
@@ -203,7 +203,7 @@ def _fit_to_sorted(values: torch.Tensor, indices: torch.Tensor, codes: int) -> t
     if not all_finite(values):
         return None
     single = values.to(torch.float32)
-    ordered = torch.from_numpy(np.sort(single.numpy())) if single.device.type == "cpu" else single.sort().values
+    ordered = torch.from_numpy(np.sort(single.numpy())) if on_cpu(single.device) else single.sort().values
     bounds = ordered[torch.arange(1, codes, device=values.device) * len(ordered) // codes]
     step = span_of(values.device)
     sums = torch.empty(spans_in(len(values), values.device), codes, dtype=torch.float64, device=values.device)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from hivemind.compression.base import rounding
+from hivemind.compression.buffers import on_cpu
 from hivemind.compression.chunks import Scratch, Spans, walk
 from hivemind.compression.codebook import CODES, CodebookCodec, all_finite, cut_off, sums_by_index
 from hivemind.compression.moments import moments
@@ -45,7 +46,7 @@ class Uniform8BitQuantization(CodebookCodec):
         # half a step more, as the conversion to whole numbers cuts off
         far, middle = abs(mean) > _FAR * sigma, CODES // 2 + 0.5
         offset = torch.tensor(middle if far else middle - mean * scale, dtype=work, device=values.device)
-        target = indices.numpy() if indices.device.type == "cpu" else indices
+        target = indices.numpy() if on_cpu(indices.device) else indices
 
         def assign(spans: Spans) -> None:
             scratch = Scratch(values, work)
