@@ -8,6 +8,7 @@ from typing import Final
 
 from hivemind.averaging.control import RoundReport
 from hivemind.p2p import register_metrics
+from hivemind.prometheus_text import escaped, head
 
 __all__ = ["Counters"]
 
@@ -63,15 +64,10 @@ def _metrics() -> Iterator[str]:
     prefixes = dict.fromkeys(each.prefix for each in averagers)
     for name, (suffix, text) in _HELP.items() if averagers else ():
         family = f"hivemind_averaging_{suffix}"
-        yield f"# HELP {family} {text}"
-        yield f"# TYPE {family} counter"
+        yield from head(family, "counter", text)
         for prefix in prefixes:
             total = sum(getattr(each, name) for each in averagers if each.prefix == prefix)
-            yield f'{family}{{prefix="{_escaped(prefix)}"}} {total:.10g}'
-
-
-def _escaped(label: str) -> str:
-    return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+            yield f'{family}{{prefix="{escaped(prefix)}"}} {total:.10g}'
 
 
 register_metrics(_metrics)

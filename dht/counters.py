@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from hivemind.p2p import register_metrics
+from hivemind.prometheus_text import head
 
 __all__ = ["Counters", "DHTStats"]
 
@@ -65,8 +66,7 @@ def _metrics() -> Iterator[str]:
         return
     for name, text in _HELP.items():
         family = f"hivemind_dht_{name}_total"
-        yield f"# HELP {family} {text}"
-        yield f"# TYPE {family} counter"
+        yield from head(family, "counter", text)
         yield f"{family} {sum(getattr(node, name) for node in nodes)}"
 
 

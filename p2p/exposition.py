@@ -11,6 +11,7 @@ from hivemind.clock import monotonic
 from hivemind.errors import RuntimeClosedError
 from hivemind.p2p.metrics import LATENCY_BOUNDS
 from hivemind.p2p.watch import HandlerStats
+from hivemind.prometheus_text import escaped, head, histogram
 from hivemind.runtime import get_runtime, pool_backlog
 
 if TYPE_CHECKING:
@@ -71,9 +72,9 @@ def _lines(handlers: dict[str, HandlerStats], clients: Iterable[ControlClient]) 
         ("running", "gauge", "Runs of handlers under way."),
     ):
         family = f"hivemind_handler_{name}" + ("_total" if kind == "counter" else "")
-        yield from _head(family, kind, help_text)
+        yield from head(family, kind, help_text)
         for handler, stats in sorted(handlers.items()):
-            yield f'{family}{{handler="{_escaped(handler)}"}} {getattr(stats, name)}'
+            yield f'{family}{{handler="{escaped(handler)}"}} {getattr(stats, name)}'
     yield from _durations(handlers)
     yield from _gauge(
         "hivemind_open_streams", "Calls and streams under way, both ways.", sum(c.open_streams for c in clients)
@@ -86,28 +87,14 @@ def _lines(handlers: dict[str, HandlerStats], clients: Iterable[ControlClient]) 
 
 def _durations(handlers: dict[str, HandlerStats]) -> Iterator[str]:
     family = "hivemind_handler_seconds"
-    yield from _head(family, "histogram", "Duration of finished runs of handlers.")
+    yield from head(family, "histogram", "Duration of finished runs of handlers.")
     for handler, stats in sorted(handlers.items()):
-        label = f'handler="{_escaped(handler)}"'
-        below = list(itertools.accumulate(stats.buckets))
-        for bound, count in zip((*LATENCY_BOUNDS, "+Inf"), below, strict=True):
-            yield f'{family}_bucket{{{label},le="{bound}"}} {count}'
-        yield f"{family}_sum{{{label}}} {stats.seconds:.6f}"
-        yield f"{family}_count{{{label}}} {below[-1]}"
-
-
-def _head(family: str, kind: str, help_text: str) -> Iterator[str]:
-    yield f"# HELP {family} {help_text}"
-    yield f"# TYPE {family} {kind}"
+        yield from histogram(family, f'handler="{escaped(handler)}"', LATENCY_BOUNDS, stats.buckets, stats.seconds)
 
 
 def _gauge(family: str, help_text: str, value: float) -> Iterator[str]:
-    yield from _head(family, "gauge", help_text)
+    yield from head(family, "gauge", help_text)
     yield f"{family} {value:g}"
-
-
-def _escaped(label: str) -> str:
-    return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 def _lag() -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
@@ -11,6 +10,7 @@ from hivemind.moe.server.module_backend import ModuleBackend
 from hivemind.moe.server.task_pool import TaskPool
 from hivemind.moe.uid import ExpertUID
 from hivemind.p2p import LATENCY_BOUNDS, register_metrics
+from hivemind.prometheus_text import escaped, head, histogram
 
 __all__ = ["Serving", "conceal", "expose"]
 
@@ -58,33 +58,21 @@ def _metrics() -> Iterator[str]:
     if not pools:
         return
     for name, (suffix, text) in _COUNTERS.items():
-        yield from _family(suffix, "counter", text)
+        yield from head(f"hivemind_expert_{suffix}", "counter", text)
         for uid, call, pool in pools:
-            yield f'hivemind_expert_{suffix}{{expert="{_escaped(uid)}",call="{call}"}} {getattr(pool.stats, name):.10g}'
-    yield from _family("queue", "gauge", "Requests that wait now.")
+            yield f'hivemind_expert_{suffix}{{expert="{escaped(uid)}",call="{call}"}} {getattr(pool.stats, name):.10g}'
+    yield from head("hivemind_expert_queue", "gauge", "Requests that wait now.")
     for uid, call, pool in pools:
-        yield f'hivemind_expert_queue{{expert="{_escaped(uid)}",call="{call}"}} {len(pool.queue)}'
-    yield from _family("request_seconds", "histogram", "From the arrival of a request to its outcome.")
+        yield f'hivemind_expert_queue{{expert="{escaped(uid)}",call="{call}"}} {len(pool.queue)}'
+    yield from head("hivemind_expert_request_seconds", "histogram", "From the arrival of a request to its outcome.")
     for kind in ("forward", "backward"):
         yield from _durations(kind, [pool for _, call, pool in pools if call == kind])
 
 
 def _durations(call: str, pools: list[TaskPool]) -> Iterator[str]:
-    family, label = "hivemind_expert_request_seconds", f'call="{call}"'
-    below = list(itertools.accumulate(map(sum, zip(*(pool.latencies for pool in pools), strict=True))))
-    for bound, count in zip((*LATENCY_BOUNDS, "+Inf"), below, strict=True):
-        yield f'{family}_bucket{{{label},le="{bound}"}} {count}'
-    yield f"{family}_sum{{{label}}} {sum(pool.stats.answered for pool in pools):.6f}"
-    yield f"{family}_count{{{label}}} {below[-1]}"
-
-
-def _family(suffix: str, kind: str, text: str) -> Iterator[str]:
-    yield f"# HELP hivemind_expert_{suffix} {text}"
-    yield f"# TYPE hivemind_expert_{suffix} {kind}"
-
-
-def _escaped(label: str) -> str:
-    return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    counts = map(sum, zip(*(pool.latencies for pool in pools), strict=True))
+    answered = sum(pool.stats.answered for pool in pools)
+    return histogram("hivemind_expert_request_seconds", f'call="{call}"', LATENCY_BOUNDS, counts, answered)
 
 
 register_metrics(_metrics)

@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Mapping:
     expires: float
 
 
-class HomeRouter:
+class HomeRouter(ABC):
     """What routers of all protocols do. A context manager; it runs on the loop of a thread in the router's namespace.
 
     :param lease: seconds for which a port is forwarded at most, whatever is asked for
@@ -56,13 +57,13 @@ class HomeRouter:
         #: how often ports were "mapped", "renewed", "removed" and "expired"
         self.events: Counter[str] = Counter()
 
+    @abstractmethod
     async def serve(self) -> None:
         """Begin to answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def stop(self) -> None:
         """Answer no more."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self._place.run(self.serve())

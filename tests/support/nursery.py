@@ -2,7 +2,7 @@
 
 Loading takes seconds of processor time, and a table of many processes that each do little else would take minutes. What
 is forked has one thread, as no part of the library runs in the nursery; it ends as any program, by the end of its main
-module.
+module. The library itself never forks.
 """
 
 from __future__ import annotations

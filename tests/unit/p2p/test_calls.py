@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,13 +116,19 @@ def test_credit_comes_while_a_message_is_under_way() -> None:
         granted += incoming.grant(lambda: incoming.waiting_bytes)
 
 
-def test_credit_is_withheld_while_much_waits_and_comes_when_it_is_read() -> None:
-    incoming = Incoming(WINDOW, LIMIT)
+def fill(incoming: Incoming, waiting_bytes: Callable[[], int]) -> tuple[int, int]:
+    """Send as long as there is credit; the bytes received and granted."""
     granted = received = 0
     while received < WINDOW + granted:
         put(incoming, bytes(MAX_FRAME), [MAX_FRAME])
         received += MAX_FRAME
-        granted += incoming.grant(lambda: incoming.waiting_bytes)
+        granted += incoming.grant(waiting_bytes)
+    return received, granted
+
+
+def test_credit_is_withheld_while_much_waits_and_comes_when_it_is_read() -> None:
+    incoming = Incoming(WINDOW, LIMIT)
+    received, granted = fill(incoming, lambda: incoming.waiting_bytes)
     assert received <= PREFETCH_BYTES + 2 * WINDOW
     while incoming.take() is not None:
         granted += incoming.grant(lambda: incoming.waiting_bytes)
@@ -128,12 +136,7 @@ def test_credit_is_withheld_while_much_waits_and_comes_when_it_is_read() -> None
 
 
 def test_less_waits_on_each_stream_while_much_waits_on_all() -> None:
-    incoming = Incoming(WINDOW, LIMIT)
-    granted = received = 0
-    while received < WINDOW + granted:
-        put(incoming, bytes(MAX_FRAME), [MAX_FRAME])
-        received += MAX_FRAME
-        granted += incoming.grant(lambda: PREFETCH_ALL_BYTES)
+    received, _ = fill(Incoming(WINDOW, LIMIT), lambda: PREFETCH_ALL_BYTES)
     assert received < 2 * WINDOW
 
 
