@@ -21,6 +21,7 @@ from hivemind.errors import DaemonStartError, DeadlineExceeded
 from hivemind.p2p.control_folder import new_control_path, sweep
 from hivemind.p2p.daemon_log import DaemonLog, PipeLines
 from hivemind.p2p.framing import VERSION
+from hivemind.p2p.timer_slack import coarse_timers
 
 __all__ = ["DaemonProcess", "find_binary"]
 
@@ -125,16 +126,17 @@ class DaemonProcess:
             with tempfile.TemporaryFile() as stdin:
                 stdin.write(json.dumps(config).encode())
                 stdin.seek(0)
-                self._popen = subprocess.Popen(
-                    [str(binary)],
-                    stdin=stdin,
-                    stdout=out_end,
-                    stderr=log_end,
-                    pass_fds=(theirs.fileno(),),
-                    cwd="/",
-                    # a group of its own: Ctrl-C is for the program, which ends the daemon in order
-                    process_group=0,
-                )
+                with coarse_timers():
+                    self._popen = subprocess.Popen(
+                        [str(binary)],
+                        stdin=stdin,
+                        stdout=out_end,
+                        stderr=log_end,
+                        pass_fds=(theirs.fileno(),),
+                        cwd="/",
+                        # a group of its own: Ctrl-C is for the program, which ends the daemon in order
+                        process_group=0,
+                    )
         except OSError as error:
             raise DaemonStartError(f"{binary} cannot be run: {error}", "run `make buildgo` anew") from error
         finally:
