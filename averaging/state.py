@@ -23,7 +23,7 @@ from hivemind.compression import (
     DEFAULT_CHUNK_BYTES,
     CompressionBase,
     CompressionInfo,
-    combine_from_streaming,
+    assemble,
     deserialize_torch_tensor,
     split_for_streaming,
 )
@@ -220,7 +220,7 @@ class _Receiver:
 
     async def _decode(self) -> None:
         chunks, self._chunks = self._chunks, []
-        self._tensors.append(await in_pool(lambda: deserialize_torch_tensor(combine_from_streaming(chunks))))
+        self._tensors.append(await in_pool(lambda: deserialize_torch_tensor(assemble(chunks))))
 
     async def finish(self) -> State:
         if self._chunks:

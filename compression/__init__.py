@@ -7,6 +7,7 @@
 * `registry`: which codec reads which ``CompressionType``, those of other packages among them;
 * `chunks`, `moments`: going over many elements in pieces that stay in a core's cache;
 * `spec`: descriptors of tensors;
+* `views`: messages whose buffers are not copied;
 * `wire`: tensors from and to messages and streams of messages.
 """
 
@@ -24,13 +25,17 @@ from hivemind.compression.quantile import Quantile8BitQuantization
 from hivemind.compression.registry import codec_for, known_codecs, register_codec
 from hivemind.compression.spec import DUMMY_BATCH_SIZE, BatchTensorDescriptor, TensorDescriptor
 from hivemind.compression.uniform import Uniform8BitQuantization
+from hivemind.compression.views import TensorView, take_tensors, tensor_field
 from hivemind.compression.wire import (
     DEFAULT_CHUNK_BYTES,
+    assemble,
     combine_from_streaming,
     deserialize_tensor_stream,
     deserialize_torch_tensor,
+    encode_torch_tensor,
     serialize_torch_tensor,
     split_for_streaming,
+    split_view,
 )
 
 __all__ = [
@@ -54,14 +59,20 @@ __all__ = [
     "TensorDescriptor",
     "TensorMessage",
     "TensorRole",
+    "TensorView",
     "Uniform8BitQuantization",
+    "assemble",
     "codec_for",
     "combine_from_streaming",
     "deserialize_tensor_stream",
     "deserialize_torch_tensor",
+    "encode_torch_tensor",
     "known_codecs",
     "read_header",
     "register_codec",
     "serialize_torch_tensor",
     "split_for_streaming",
+    "split_view",
+    "take_tensors",
+    "tensor_field",
 ]

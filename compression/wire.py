@@ -13,18 +13,22 @@ from typing import Any
 import torch
 
 from hivemind.compression.base import CompressionInfo
-from hivemind.compression.buffers import Buffer, read_header
+from hivemind.compression.buffers import CPU, Buffer, TensorMessage, allocate, read_header
 from hivemind.compression.registry import codec_for
+from hivemind.compression.views import TensorView
 from hivemind.errors import ConfigError, SerializationError, TensorLengthError
 from hivemind.proto import runtime_pb2
 
 __all__ = [
     "DEFAULT_CHUNK_BYTES",
+    "assemble",
     "combine_from_streaming",
     "deserialize_tensor_stream",
     "deserialize_torch_tensor",
+    "encode_torch_tensor",
     "serialize_torch_tensor",
     "split_for_streaming",
+    "split_view",
 ]
 
 #: Bytes of buffer per message when a tensor is split for a stream.
@@ -51,10 +55,22 @@ def serialize_torch_tensor(
     return message
 
 
-def deserialize_torch_tensor(serialized_tensor: runtime_pb2.Tensor) -> torch.Tensor:
+def encode_torch_tensor(
+    tensor: torch.Tensor, compression_type: runtime_pb2.CompressionType.ValueType = runtime_pb2.NONE, **kwargs: Any
+) -> TensorView:
+    """As `serialize_torch_tensor`, with the buffer beside the message.
+
+    The buffer may be the tensor's own memory: use it before the tensor changes.
+    """
+    header, buffer = codec_for(compression_type).encode(tensor, CompressionInfo.from_tensor(tensor, **kwargs))
+    header.requires_grad = tensor.requires_grad
+    return TensorView(header, buffer)
+
+
+def deserialize_torch_tensor(serialized_tensor: TensorMessage) -> torch.Tensor:
     """Decode one message.
 
-    :returns: a CPU tensor with memory of its own
+    :returns: a CPU tensor; its memory is its own, or that of a `TensorView` which may be written to
     :raises SerializationError: if the message is malformed; `TensorLengthError` (which is a ``RuntimeError`` too, as in
         hivemind 1.1) if its buffer is too short or too long
     """
@@ -86,13 +102,37 @@ def split_for_streaming(
         yield runtime_pb2.Tensor(buffer=bytes(data[start : start + chunk_size_bytes]))
 
 
+def split_view(tensor: TensorView, chunk_bytes: int) -> Iterator[TensorView]:
+    """As `split_for_streaming`, without copies."""
+    data = memoryview(tensor.buffer)
+    tensor.header.chunks = -(-len(data) // chunk_bytes)
+    yield TensorView(tensor.header, data[:chunk_bytes])
+    for start in range(chunk_bytes, len(data), chunk_bytes):
+        yield TensorView(runtime_pb2.Tensor(), data[start : start + chunk_bytes])
+
+
 def combine_from_streaming(stream: Iterable[runtime_pb2.Tensor]) -> runtime_pb2.Tensor:
     """The message that `split_for_streaming` has split.
 
     :raises SerializationError: if there are no chunks, or more bytes than the header allows
     """
+    whole = assemble(stream)
+    return runtime_pb2.Tensor(
+        compression=whole.compression,  # type: ignore[arg-type]  # other packages have numbers of their own
+        buffer=bytes(whole.buffer),
+        size=whole.size,
+        dtype=whole.dtype,
+        requires_grad=whole.requires_grad,
+    )
+
+
+def assemble(chunks: Iterable[TensorMessage]) -> TensorView:
+    """As `combine_from_streaming`, with the buffer beside the message: that of the only chunk, or one of its own.
+
+    :raises SerializationError: as that does
+    """
     assembly = _Assembly()
-    for chunk in stream:
+    for chunk in chunks:
         assembly.add(chunk)
     return assembly.finish()
 
@@ -133,15 +173,15 @@ class _Assembly:
     """The chunks of one tensor, as far as they have come. Never holds more bytes than the header allows."""
 
     def __init__(self) -> None:
-        self._head: runtime_pb2.Tensor | None = None
-        self._buffers: list[bytes] = []
+        self._head: TensorMessage | None = None
+        self._buffers: list[Buffer] = []
         self._length = self._most = 0
 
     @property
     def empty(self) -> bool:
         return self._head is None
 
-    def add(self, chunk: runtime_pb2.Tensor) -> None:
+    def add(self, chunk: TensorMessage) -> None:
         if self._head is None:
             self._head = chunk
             shape, dtype = read_header(chunk)
@@ -154,13 +194,23 @@ class _Assembly:
             raise TensorLengthError(f"a tensor came with over {self._most} bytes")
         self._buffers.append(buffer)
 
-    def finish(self) -> runtime_pb2.Tensor:
+    def finish(self) -> TensorView:
         if self._head is None:
             raise SerializationError("a tensor came without a single chunk")
-        return runtime_pb2.Tensor(
-            compression=self._head.compression,
-            buffer=b"".join(self._buffers),
+        header = runtime_pb2.Tensor(
+            compression=self._head.compression,  # type: ignore[arg-type]  # other packages have numbers of their own
             size=self._head.size,
             dtype=self._head.dtype,
             requires_grad=self._head.requires_grad,
         )
+        return TensorView(header, self._buffers[0] if len(self._buffers) == 1 else _joined(self._buffers, self._length))
+
+
+def _joined(buffers: Iterable[Buffer], length: int) -> memoryview:
+    """One buffer, for which memory is there that was used before, or in large pages."""
+    whole: memoryview = allocate(length, torch.uint8, CPU).numpy().data
+    position = 0
+    for buffer in buffers:
+        whole[position : position + len(buffer)] = buffer
+        position += len(buffer)
+    return whole

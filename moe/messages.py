@@ -15,10 +15,13 @@ import torch
 
 from hivemind.compression import (
     BatchTensorDescriptor,
-    combine_from_streaming,
+    TensorMessage,
+    TensorView,
+    assemble,
+    codec_for,
     deserialize_torch_tensor,
-    serialize_torch_tensor,
-    split_for_streaming,
+    encode_torch_tensor,
+    split_view,
 )
 from hivemind.errors import (
     DeadlineExceeded,
@@ -33,6 +36,7 @@ from hivemind.errors import (
     TensorLengthError,
     UnknownExpert,
 )
+from hivemind.moe.wire import MAX_TENSORS, ExpertRequest, ExpertResponse
 from hivemind.p2p import DEFAULT_MAX_MSG_SIZE, MAX_UNARY_PAYLOAD_SIZE, named_arguments, retry_seconds
 from hivemind.proto import runtime_pb2
 from hivemind.runtime import in_pool
@@ -59,10 +63,10 @@ __all__ = [
 MAX_UNARY_BYTES: Final = MAX_UNARY_PAYLOAD_SIZE
 #: Bytes of buffer per message of a stream.
 CHUNK_BYTES: Final = DEFAULT_MAX_MSG_SIZE
-#: Bytes from which on tensors are encoded and decoded off the network thread.
+#: Bytes from which on tensors are encoded and decoded off the network thread, and the same where that goes over the
+#: memory once at most: to wake another thread takes as long.
 _INLINE_BYTES: Final = 2**16
-#: Tensors in one request or answer, and descriptors in a schema.
-MAX_TENSORS: Final = 1024
+_INLINE_LIGHT_BYTES: Final = 2**18
 _MAX_SCHEMA_DEPTH: Final = 16
 #: Messages of a stream after which others have their turn on the network thread.
 _CHUNKS_AT_ONCE: Final = 32
@@ -133,29 +137,31 @@ def fits_unary(tensors: Iterable[torch.Tensor]) -> bool:
     return sum(tensor.nbytes for tensor in tensors) <= MAX_UNARY_BYTES
 
 
-async def encode(
-    tensors: Sequence[torch.Tensor], descriptors: Sequence[BatchTensorDescriptor]
-) -> list[runtime_pb2.Tensor]:
+async def encode(tensors: Sequence[torch.Tensor], descriptors: Sequence[BatchTensorDescriptor]) -> list[TensorView]:
     """Tensors as messages, each compressed as its descriptor says; large ones off the network thread.
+
+    What is not compressed is not copied: send it before the tensor changes.
 
     :param descriptors: one for each tensor; a tensor that is not of floating point is not compressed
     :raises SerializationError: if a codec cannot carry a dtype
     """
+    codecs = [
+        descriptor.compression if tensor.is_floating_point() else runtime_pb2.NONE
+        for tensor, descriptor in zip(tensors, descriptors, strict=True)
+    ]
 
-    def work() -> list[runtime_pb2.Tensor]:
+    def work() -> list[TensorView]:
         return [
-            serialize_torch_tensor(
-                tensor, descriptor.compression if tensor.is_floating_point() else runtime_pb2.NONE, key=index
-            )
-            for index, (tensor, descriptor) in enumerate(zip(tensors, descriptors, strict=True))
+            encode_torch_tensor(tensor, codec, key=index)
+            for index, (tensor, codec) in enumerate(zip(tensors, codecs, strict=True))
         ]
 
-    if sum(tensor.nbytes for tensor in tensors) > _INLINE_BYTES:
-        return await in_pool(work)
-    return work()
+    on_host = all(tensor.device.type == "cpu" for tensor in tensors)
+    quick = on_host and _is_quick(sum(tensor.nbytes for tensor in tensors), codecs)
+    return work() if quick else await in_pool(work)
 
 
-async def decode(messages: Sequence[runtime_pb2.Tensor]) -> list[torch.Tensor]:
+async def decode(messages: Sequence[TensorMessage]) -> list[torch.Tensor]:
     """The tensors of messages, on the CPU; large ones are decoded off the network thread.
 
     :raises SerializationError: if one is malformed
@@ -166,31 +172,32 @@ async def decode(messages: Sequence[runtime_pb2.Tensor]) -> list[torch.Tensor]:
     def work() -> list[torch.Tensor]:
         return [deserialize_torch_tensor(message) for message in messages]
 
-    if sum(len(message.buffer) for message in messages) > _INLINE_BYTES:
-        return await in_pool(work)
-    return work()
+    quick = _is_quick(sum(len(message.buffer) for message in messages), [message.compression for message in messages])
+    return work() if quick else await in_pool(work)
+
+
+def _is_quick(size: int, codecs: Iterable[int]) -> bool:
+    return size <= _INLINE_BYTES or (size <= _INLINE_LIGHT_BYTES and all(codec_for(codec).light for codec in codecs))
 
 
 # -- streams -------------------------------------------------------------------------------------------------------
 
 
-def split_requests(uid: str, tensors: Iterable[runtime_pb2.Tensor]) -> Iterator[runtime_pb2.ExpertRequest]:
+def split_requests(uid: str, tensors: Iterable[TensorView]) -> Iterator[ExpertRequest]:
     """The messages of a streamed request."""
     for tensor in tensors:
-        for chunk in split_for_streaming(tensor, CHUNK_BYTES):
-            yield runtime_pb2.ExpertRequest(uid=uid, tensors=[chunk])
+        for chunk in split_view(tensor, CHUNK_BYTES):
+            yield ExpertRequest(uid=uid, tensors=[chunk])
 
 
-def split_responses(tensors: Iterable[runtime_pb2.Tensor]) -> Iterator[runtime_pb2.ExpertResponse]:
+def split_responses(tensors: Iterable[TensorView]) -> Iterator[ExpertResponse]:
     """The messages of a streamed answer."""
     for tensor in tensors:
-        for chunk in split_for_streaming(tensor, CHUNK_BYTES):
-            yield runtime_pb2.ExpertResponse(tensors=[chunk])
+        for chunk in split_view(tensor, CHUNK_BYTES):
+            yield ExpertResponse(tensors=[chunk])
 
 
-async def read_requests(
-    requests: AsyncIterable[runtime_pb2.ExpertRequest], *, max_bytes: float
-) -> tuple[str, list[torch.Tensor]]:
+async def read_requests(requests: AsyncIterable[ExpertRequest], *, max_bytes: float) -> tuple[str, list[torch.Tensor]]:
     """The uid and the tensors of a streamed request.
 
     :param max_bytes: bound on all buffers together, checked before they are kept
@@ -199,7 +206,7 @@ async def read_requests(
     """
     uids: set[str] = set()
 
-    async def chunks() -> AsyncIterator[Sequence[runtime_pb2.Tensor]]:
+    async def chunks() -> AsyncIterator[Sequence[TensorMessage]]:
         async for request in requests:
             uids.add(request.uid)
             if len(uids) > 1:
@@ -212,26 +219,24 @@ async def read_requests(
     return uids.pop(), tensors
 
 
-async def read_responses(
-    responses: AsyncIterable[runtime_pb2.ExpertResponse], *, max_bytes: float
-) -> list[torch.Tensor]:
+async def read_responses(responses: AsyncIterable[ExpertResponse], *, max_bytes: float) -> list[torch.Tensor]:
     """The tensors of a streamed answer.
 
     :param max_bytes: bound on all buffers together, checked before they are kept
     :raises SerializationError: if a tensor is malformed or a bound is passed
     """
 
-    async def chunks() -> AsyncIterator[Sequence[runtime_pb2.Tensor]]:
+    async def chunks() -> AsyncIterator[Sequence[TensorMessage]]:
         async for response in responses:
             yield response.tensors
 
     return await _join(chunks(), max_bytes)
 
 
-async def _join(messages: AsyncIterable[Sequence[runtime_pb2.Tensor]], max_bytes: float) -> list[torch.Tensor]:
+async def _join(messages: AsyncIterable[Sequence[TensorMessage]], max_bytes: float) -> list[torch.Tensor]:
     """Tensors of messages with chunks; one with a dtype begins a new tensor. They are put together off the network
     thread."""
-    groups: list[list[runtime_pb2.Tensor]] = []
+    groups: list[list[TensorMessage]] = []
     received = count = 0
     async for chunks in messages:
         # honest messages are full but for the last of each tensor; a sender of smaller ones gets some leeway
@@ -248,7 +253,7 @@ async def _join(messages: AsyncIterable[Sequence[runtime_pb2.Tensor]], max_bytes
             groups[-1].append(chunk)
         if count % _CHUNKS_AT_ONCE == 0:  # messages that are there already are no wait
             await asyncio.sleep(0)
-    return await in_pool(lambda: [deserialize_torch_tensor(combine_from_streaming(group)) for group in groups])
+    return await in_pool(lambda: [deserialize_torch_tensor(assemble(group)) for group in groups])
 
 
 # -- errors --------------------------------------------------------------------------------------------------------

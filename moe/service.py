@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from hivemind.identity import PeerID
+from hivemind.moe.wire import ExpertRequest, ExpertResponse
 from hivemind.p2p import P2P, P2PContext, ServicerBase, StubBase
 from hivemind.proto import runtime_pb2
 
@@ -18,23 +19,23 @@ class ConnectionHandler(ServicerBase):
         """What the expert takes and gives."""
         raise NotImplementedError
 
-    async def rpc_forward(self, request: runtime_pb2.ExpertRequest, context: P2PContext) -> runtime_pb2.ExpertResponse:
+    async def rpc_forward(self, request: ExpertRequest, context: P2PContext) -> ExpertResponse:
         """Outputs for inputs."""
         raise NotImplementedError
 
-    async def rpc_backward(self, request: runtime_pb2.ExpertRequest, context: P2PContext) -> runtime_pb2.ExpertResponse:
+    async def rpc_backward(self, request: ExpertRequest, context: P2PContext) -> ExpertResponse:
         """Gradients of inputs, for inputs and gradients of outputs; the expert makes a step of its optimizer."""
         raise NotImplementedError
 
     def rpc_forward_stream(
-        self, requests: AsyncIterator[runtime_pb2.ExpertRequest], context: P2PContext
-    ) -> AsyncIterator[runtime_pb2.ExpertResponse]:
+        self, requests: AsyncIterator[ExpertRequest], context: P2PContext
+    ) -> AsyncIterator[ExpertResponse]:
         """As `rpc_forward`, in chunks."""
         raise NotImplementedError
 
     def rpc_backward_stream(
-        self, requests: AsyncIterator[runtime_pb2.ExpertRequest], context: P2PContext
-    ) -> AsyncIterator[runtime_pb2.ExpertResponse]:
+        self, requests: AsyncIterator[ExpertRequest], context: P2PContext
+    ) -> AsyncIterator[ExpertResponse]:
         """As `rpc_backward`, in chunks."""
         raise NotImplementedError
 

@@ -15,6 +15,7 @@ import torch
 
 from hivemind.aio import with_deadline
 from hivemind.clock import Deadline
+from hivemind.compression import TensorView
 from hivemind.errors import (
     HivemindError,
     MessageTooLarge,
@@ -34,6 +35,7 @@ from hivemind.moe.messages import (
     read_schema,
     split_requests,
 )
+from hivemind.moe.wire import ExpertRequest
 from hivemind.p2p import StubBase
 from hivemind.proto import runtime_pb2
 
@@ -99,7 +101,7 @@ async def expert_forward(
     :raises SerializationError: if its answer is malformed
     """
     unary = fits_unary(inputs)
-    return await exchange(stub, "rpc_forward", uid, list(serialized_tensors), Deadline.after(timeout), unary=unary)
+    return await exchange(stub, "rpc_forward", uid, _as_views(serialized_tensors), Deadline.after(timeout), unary=unary)
 
 
 async def expert_backward(
@@ -115,14 +117,20 @@ async def expert_backward(
     :param inputs_and_grads: all inputs, then the gradients of all outputs
     """
     unary = fits_unary(inputs_and_grads)
-    return await exchange(stub, "rpc_backward", uid, list(serialized_tensors), Deadline.after(timeout), unary=unary)
+    return await exchange(
+        stub, "rpc_backward", uid, _as_views(serialized_tensors), Deadline.after(timeout), unary=unary
+    )
+
+
+def _as_views(tensors: Iterable[runtime_pb2.Tensor | TensorView]) -> list[TensorView]:
+    return [tensor if isinstance(tensor, TensorView) else TensorView.of(tensor) for tensor in tensors]
 
 
 async def exchange(
     stub: StubBase,
     method: str,
     uid: str,
-    tensors: Sequence[runtime_pb2.Tensor],
+    tensors: Sequence[TensorView],
     deadline: Deadline,
     *,
     unary: bool,
@@ -179,21 +187,21 @@ def _told(error: P2PHandlerError, uid: str) -> HivemindError:
 
 
 async def _in_one_message(
-    stub: StubBase, method: str, uid: str, tensors: Sequence[runtime_pb2.Tensor], deadline: Deadline
+    stub: StubBase, method: str, uid: str, tensors: Sequence[TensorView], deadline: Deadline
 ) -> list[torch.Tensor]:
-    request = runtime_pb2.ExpertRequest(uid=uid, tensors=tensors)
+    request = ExpertRequest(uid=uid, tensors=tensors)
     response = await getattr(stub, method)(request, timeout=deadline.timeout())
     return await decode(response.tensors)
 
 
 async def _as_stream(
-    stub: StubBase, method: str, uid: str, tensors: Sequence[runtime_pb2.Tensor], max_bytes: float
+    stub: StubBase, method: str, uid: str, tensors: Sequence[TensorView], max_bytes: float
 ) -> list[torch.Tensor]:
     responses: Any = await getattr(stub, f"{method}_stream")(_as_aiter(split_requests(uid, tensors)))
     async with aclosing(responses):
         return await read_responses(responses, max_bytes=max_bytes)
 
 
-async def _as_aiter(items: Iterator[runtime_pb2.ExpertRequest]) -> AsyncIterator[runtime_pb2.ExpertRequest]:
+async def _as_aiter(items: Iterator[ExpertRequest]) -> AsyncIterator[ExpertRequest]:
     for item in items:
         yield item

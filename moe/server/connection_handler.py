@@ -11,6 +11,7 @@ import torch
 
 from hivemind.aio import with_deadline
 from hivemind.clock import Deadline
+from hivemind.compression import TensorView
 from hivemind.errors import (
     DeadlineExceeded,
     ExpertError,
@@ -23,11 +24,19 @@ from hivemind.errors import (
     UnknownExpert,
 )
 from hivemind.identity import PeerID
-from hivemind.moe.messages import as_told, decode, encode, pack_schema, read_requests, split_responses
+from hivemind.moe.messages import (
+    as_told,
+    decode,
+    encode,
+    pack_schema,
+    read_requests,
+    split_responses,
+)
 from hivemind.moe.server.fair_queue import Share
 from hivemind.moe.server.module_backend import ModuleBackend, check_inputs
 from hivemind.moe.server.task_pool import TaskPool
 from hivemind.moe.service import ConnectionHandler as Service
+from hivemind.moe.wire import ExpertRequest, ExpertResponse
 from hivemind.nested import nested_flatten
 from hivemind.p2p import DEFAULT_MAX_MSG_SIZE, P2PContext
 from hivemind.proto import runtime_pb2
@@ -35,13 +44,13 @@ from hivemind.runtime import in_pool
 
 __all__ = ["ConnectionHandler"]
 
-Requests = AsyncIterator[runtime_pb2.ExpertRequest]
-Responses = AsyncIterator[runtime_pb2.ExpertResponse]
+Requests = AsyncIterator[ExpertRequest]
+Responses = AsyncIterator[ExpertResponse]
 
 #: Bytes that a unary answer needs besides its tensors.
 _ENVELOPE: Final = 4096
-#: Bytes of tensors from which on they are looked at off the network thread.
-_INLINE_BYTES: Final = 2**16
+#: Bytes of tensors from which on they are looked at off the network thread: so many take 0.1 ms.
+_INLINE_BYTES: Final = 2**21
 #: Bytes that a request may always have, whatever the expert's schema says.
 _LEAST_MAX_BYTES: Final = 64 * 2**20
 #: Seconds between two messages of a streamed request.
@@ -77,7 +86,7 @@ class ConnectionHandler(Service):
         """
         return pack_schema(self._expert(request.uid).get_info())
 
-    async def rpc_forward(self, request: runtime_pb2.ExpertRequest, context: P2PContext) -> runtime_pb2.ExpertResponse:
+    async def rpc_forward(self, request: ExpertRequest, context: P2PContext) -> ExpertResponse:
         """The outputs for a batch.
 
         :raises ExpertError: if there are none; its name says why
@@ -85,7 +94,7 @@ class ConnectionHandler(Service):
         """
         return await self._unary(_Forward(self._expert(request.uid)), request, context.remote_id)
 
-    async def rpc_backward(self, request: runtime_pb2.ExpertRequest, context: P2PContext) -> runtime_pb2.ExpertResponse:
+    async def rpc_backward(self, request: ExpertRequest, context: P2PContext) -> ExpertResponse:
         """Gradients for the inputs of a batch, on which the expert is trained; raises as `rpc_forward`."""
         return await self._unary(_Backward(self._expert(request.uid)), request, context.remote_id)
 
@@ -108,16 +117,14 @@ class ConnectionHandler(Service):
             raise UnknownExpert(f"this server {why}")
         return expert
 
-    async def _unary(
-        self, call: _Call, request: runtime_pb2.ExpertRequest, client: PeerID
-    ) -> runtime_pb2.ExpertResponse:
+    async def _unary(self, call: _Call, request: ExpertRequest, client: PeerID) -> ExpertResponse:
         with self._holding(client) as hold:
             hold(sum(len(tensor.buffer) for tensor in request.tensors))
             answer = await call.run(await decode(request.tensors), client)
             size = sum(len(tensor.buffer) for tensor in answer)
             if size > DEFAULT_MAX_MSG_SIZE - _ENVELOPE:
                 raise MessageTooLarge(f"an answer of {size} bytes does not fit a unary call: ask by a stream")
-            return runtime_pb2.ExpertResponse(tensors=answer)
+            return ExpertResponse(tensors=answer)
 
     async def _stream(self, kind: Callable[[ModuleBackend], _Call], requests: Requests, client: PeerID) -> Responses:
         try:
@@ -170,7 +177,7 @@ class _Call:
         #: of a request; sequences may be longer than the schema says
         self.max_bytes = max(_LEAST_MAX_BYTES, 2 * per_sample * pool.max_batch_size)
 
-    async def run(self, tensors: Sequence[torch.Tensor], client: PeerID) -> list[runtime_pb2.Tensor]:
+    async def run(self, tensors: Sequence[torch.Tensor], client: PeerID) -> list[TensorView]:
         """The answer to a request, once its turn has come."""
         inputs = [tensor.detach() for tensor in tensors]
         if sum(tensor.nbytes for tensor in inputs) > _INLINE_BYTES:
@@ -195,15 +202,15 @@ class _Backward(_Call):
         super().__init__(expert.name, expert.backward_pool, takes, expert.forward_schema)
 
 
-async def _next_message(requests: Requests) -> runtime_pb2.ExpertRequest | None:
+async def _next_message(requests: Requests) -> ExpertRequest | None:
     try:
         return await with_deadline(anext(requests), Deadline.after(_MESSAGE_SECONDS), "the next part of the request")
     except StopAsyncIteration:
         return None
 
 
-async def _held(first: runtime_pb2.ExpertRequest, rest: Requests, hold: Callable[[int], None]) -> Requests:
-    message: runtime_pb2.ExpertRequest | None = first
+async def _held(first: ExpertRequest, rest: Requests, hold: Callable[[int], None]) -> Requests:
+    message: ExpertRequest | None = first
     while message is not None:
         hold(sum(len(tensor.buffer) for tensor in message.tensors))
         yield message

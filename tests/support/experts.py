@@ -14,7 +14,7 @@ from hivemind.errors import P2PHandlerError
 from hivemind.identity import PeerID
 from hivemind.moe import ModuleBackend, messages
 from hivemind.moe.server.connection_handler import ConnectionHandler
-from hivemind.proto import runtime_pb2
+from hivemind.moe.wire import ExpertRequest
 from hivemind.runtime import HivemindFuture
 from tests.support.waiting import PATIENCE
 
@@ -77,7 +77,7 @@ class Caller:
             encoded = await messages.encode(tensors, [WIDE] * len(tensors))
             try:
                 if not stream:
-                    request = runtime_pb2.ExpertRequest(uid=uid, tensors=encoded)
+                    request = ExpertRequest(uid=uid, tensors=encoded)
                     return await messages.decode((await getattr(stub, method)(request, timeout=PATIENCE)).tensors)
                 responses = await getattr(stub, f"{method}_stream")(each(messages.split_requests(uid, encoded)))
                 return await messages.read_responses(responses, max_bytes=2**30)

@@ -37,6 +37,7 @@ from hivemind.moe import (
 from hivemind.moe.client.expert import expert_forward
 from hivemind.moe.client.remote_expert_worker import RemoteExpertWorker
 from hivemind.moe.service import ConnectionHandler
+from hivemind.moe.wire import ExpertRequest, ExpertResponse
 from hivemind.p2p import P2PContext
 from hivemind.proto import runtime_pb2
 from tests.support.waiting import PATIENCE
@@ -76,14 +77,14 @@ class Hostile(ConnectionHandler):
     async def rpc_info(self, request: runtime_pb2.ExpertUID, context: P2PContext) -> runtime_pb2.ExpertInfo:
         return messages.pack_schema(SCHEMA)
 
-    async def rpc_forward(self, request: runtime_pb2.ExpertRequest, context: P2PContext) -> runtime_pb2.ExpertResponse:
+    async def rpc_forward(self, request: ExpertRequest, context: P2PContext) -> ExpertResponse:
         self.calls += 1
         answer = self.answers.pop(0)
         if answer is None:
             await asyncio.Event().wait()
         if isinstance(answer, Exception):
             raise answer
-        return runtime_pb2.ExpertResponse(tensors=await messages.encode(answer, [VECTOR] * len(answer)))
+        return ExpertResponse(tensors=await messages.encode(answer, [VECTOR] * len(answer)))
 
 
 Hostile.__name__ = "ConnectionHandler"  # the name is part of the protocol
