@@ -15,7 +15,7 @@ from hivemind.moe.messages import ExpertSchema
 from hivemind.moe.server.task_pool import TaskPool
 from hivemind.nested import nested_flatten, nested_map, nested_pack
 
-__all__ = ["ModuleBackend", "check_inputs"]
+__all__ = ["ModuleBackend", "check_inputs", "has_nan"]
 
 logger = get_logger(__name__)
 

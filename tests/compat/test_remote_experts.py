@@ -64,8 +64,8 @@ def test_forward_and_backward_are_those_of_the_module(legacy: LegacyPeers) -> No
             y = x.detach().clone().requires_grad_()
             outputs, expected = remote(x), local(y)
             torch.testing.assert_close(outputs, expected)
-            outputs.square().sum().backward()
-            expected.square().sum().backward()
+            outputs.square().mean().backward()  # of the sum, steps of this size diverge and every rounding grows
+            expected.square().mean().backward()
             torch.testing.assert_close(x.grad, y.grad)
             optimizer.step()
             optimizer.zero_grad()

@@ -22,7 +22,7 @@ from hivemind.moe.server.layers import (
     name_to_input,
     register_expert_class,
 )
-from hivemind.moe.server.module_backend import ModuleBackend, check_inputs
+from hivemind.moe.server.module_backend import ModuleBackend, check_inputs, has_nan
 from hivemind.proto import runtime_pb2
 
 X = BatchTensorDescriptor(4, dtype=torch.float32)
@@ -268,3 +268,16 @@ def test_names_are_drawn_from_a_pattern() -> None:
     assert set(draw_uids(2, "e.[0:3]", lambda uids: [], avoid=["e.1"])) == {"e.0", "e.2"}
     assert len(draw_uids(2, None, lambda uids: [])) == 2
     assert draw_uids(0, None, lambda uids: uids) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_what_is_not_a_number_is_found_wherever_it_is(dtype: torch.dtype) -> None:
+    values = torch.randn(3, 50).to(dtype)
+    values[0, 0], values[1, 1] = -float("inf"), float("inf")
+    assert not has_nan(values)
+    for place in (1, 17, 149):
+        spoilt = values.clone()
+        spoilt.view(-1)[place] = float("nan")
+        assert has_nan(spoilt)
+    assert not has_nan(torch.empty(0, 4, dtype=dtype))
+    assert not has_nan(torch.ones(3, dtype=torch.int64))
