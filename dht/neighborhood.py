@@ -70,9 +70,11 @@ class Neighborhood:
         self._waiting: dict[PeerID, DHTID] = {}
         self._greeted: TimedStorage[PeerID, bool] = TimedStorage(4 * MAX_WAITING)
         self._greeter: asyncio.Task[None] | None = None
-        self._gone: set[DHTID] = set()
+        # those whose records are to be looked for, and when each was last heard of, by the clock of the loop
+        self._gone: dict[DHTID, float] = {}
         self._executor: asyncio.Task[None] | None = None
-        #: when each member of the table was last heard of, by the clock of the loop
+        # when each member of the table was first and last heard of, by the clock of the loop
+        self._met: dict[DHTID, float] = {}
         self._heard: dict[DHTID, float] = {}
         self._mortality = Mortality()
         self._last_loss = -math.inf
@@ -94,8 +96,8 @@ class Neighborhood:
         if oldest is not None:
             self._scope.start(self._ping(oldest[1]), name="ping of the member longest unseen")
         elif table.uid_to_peer_id.get(node_id) == peer_id:
-            self._heard[node_id] = now
-            self._gone.discard(node_id)
+            self._met[node_id] = self._heard[node_id] = now
+            self._gone.pop(node_id, None)
             self.lost_peers.pop(peer_id, None)
             self._welcome(node_id, peer_id)
 
@@ -107,8 +109,10 @@ class Neighborhood:
         if node_id is not None:
             del self.routing_table[node_id]
             self._last_loss = now = asyncio.get_running_loop().time()
-            self._mortality.note(now - self._heard.pop(node_id, now), now, died=True)
-            self._bequeath(node_id)
+            self._met.pop(node_id, None)
+            heard = self._heard.pop(node_id, now)
+            self._mortality.note(now - heard, now, died=True)
+            self._bequeath(node_id, heard)
             self.remember(peer_id, get_dht_time() + LOST_SECONDS)
 
     def remember(self, peer_id: PeerID, until: DHTExpiration) -> None:
@@ -175,10 +179,10 @@ class Neighborhood:
         doubted = (each for each in silent if before > each[0])
         return [peer_id for _, peer_id in heapq.nsmallest(count, doubted)]
 
-    def _bequeath(self, node_id: DHTID) -> None:
+    def _bequeath(self, node_id: DHTID, heard: float) -> None:
         if not self._storage.data or len(self._gone) >= MAX_GONE:
             return
-        self._gone.add(node_id)
+        self._gone[node_id] = heard
         if self._executor is None or self._executor.done():
             self._executor = self._scope.start(self._execute(), name="records of nodes that are gone")
 
@@ -186,17 +190,17 @@ class Neighborhood:
         """Give what gone nodes held to those who are nearest to it now."""
         while self._gone:
             await asyncio.sleep(INHERITANCE_DELAY)
-            gone, self._gone = frozenset(self._gone), set()
+            gone, self._gone = self._gone, {}
             for peer_id, records in (await self._legacies(gone)).items():
                 for start in range(0, len(records), MAX_INHERITED):
                     await self._push(peer_id, records[start : start + MAX_INHERITED])
 
-    async def _legacies(self, gone: frozenset[DHTID]) -> dict[PeerID, list[Record]]:
+    async def _legacies(self, gone: dict[DHTID, float]) -> dict[PeerID, list[Record]]:
         table, replicas = self.routing_table, self._num_replicas
         legacies: dict[PeerID, list[Record]] = defaultdict(list)
         for count, (key, (value, expiration)) in enumerate(tuple(self._storage.items()), start=1):
-            others = table.get_nearest_neighbors(key, replicas)
-            for _, peer_id in heirs(key, table.node_id, gone, others, replicas):
+            others = table.get_nearest_neighbors(key, 2 * replicas)
+            for _, peer_id in heirs(key, table.node_id, gone, others, self._met, replicas):
                 legacies[peer_id].append((key, value, expiration))
             if count % KEYS_AT_A_TIME == 0:
                 await asyncio.sleep(0)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 from hivemind.dht.routing import DHTID
 from hivemind.identity import PeerID
 
 __all__ = ["heirs", "is_due"]
+
+#: Seconds before a node was heard of last in which it may have met newcomers without giving them what they should hold:
+#: it left that to a nearer one that was dead, and it takes about as long until a node is noticed to be dead.
+NEGLECT_SECONDS: Final = 60.0
 
 Node = tuple[DHTID, PeerID]
 
@@ -26,20 +32,33 @@ def is_due(key: DHTID, newcomer: DHTID, own_id: DHTID, others: Sequence[Node], r
 
 
 def heirs(
-    key: DHTID, own_id: DHTID, gone: Collection[DHTID], others: Sequence[Node], replicas: int
+    key: DHTID,
+    own_id: DHTID,
+    gone: Mapping[DHTID, float],
+    others: Sequence[Node],
+    met: Mapping[DHTID, float],
+    replicas: int,
 ) -> tuple[Node, ...]:
     """The nodes that should hold ``key`` now that some of its holders are gone, and that this node is to give it to: of
     the holders that are left, this node is the nearest to the key.
 
-    :param gone: nodes that were known until now
-    :param others: up to ``replicas`` nodes still known that are nearest to the key, nearest first
+    A node that was first met while a gone one was nearest to the key is no holder, however near it is: the gone one was
+    to give it the key, and was dead or about to be.
+
+    :param gone: nodes that were known until now, and when each was last heard of, in seconds of some clock
+    :param others: nodes still known that are nearest to the key, nearest first: up to ``replicas``, and as many more for
+        those that are no holders
+    :param met: when each node still known was first heard of, by the same clock
     """
 
     def nearest(ids: Collection[DHTID]) -> list[DHTID]:
         return sorted(ids, key=lambda each: each ^ key)[:replicas]
 
+    distance = own_id ^ key
+    alone_since = min((heard for node_id, heard in gone.items() if node_id ^ key < distance), default=math.inf)
     living = [node_id for node_id, _ in others]
-    before = nearest([own_id, *living, *gone])
+    provided = [node_id for node_id in living if met.get(node_id, -math.inf) < alone_since - NEGLECT_SECONDS]
+    before = nearest([own_id, *provided, *gone])
     left = [holder for holder in before if holder not in gone]
     if len(left) == len(before) or not left or left[0] != own_id:
         return ()

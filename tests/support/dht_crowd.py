@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -28,6 +29,9 @@ JOINERS, JOINING_SHARE = 256, 0.25
 #: Users that act at a time, and keys that one of them stores together.
 USERS, BATCH = 64, 250
 DAY = 86400.0
+
+#: Nodes that hold a record, as the nodes have it by default.
+REPLICAS = 5
 
 T = TypeVar("T")
 
@@ -167,6 +171,15 @@ class Crowd:
         """Those of ``numbers`` whose key some node holds."""
         held = {key for node in self.nodes for key in node.protocol.storage.data}
         return [number for number in numbers if DHTID.generate(source=key_name(number)) in held]
+
+    def held_where_due(self, numbers: Iterable[int]) -> list[int]:
+        """For each of ``numbers``, how many of the nodes that should hold its key do."""
+        counts: list[int] = []
+        for number in numbers:
+            key = DHTID.generate(source=key_name(number))
+            nearest = heapq.nsmallest(REPLICAS, self.nodes, key=lambda node: node.node_id ^ key)  # noqa: B023
+            counts.append(sum(key in node.protocol.storage.data for node in nearest))
+        return counts
 
 
 async def in_turn(work: Callable[[T], Awaitable[Any]], things: Sequence[T]) -> list[Any]:
