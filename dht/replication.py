@@ -46,8 +46,8 @@ def heirs(
     to give it the key, and was dead or about to be.
 
     :param gone: nodes that were known until now, and when each was last heard of, in seconds of some clock
-    :param others: nodes still known that are nearest to the key, nearest first: up to ``replicas``, and as many more for
-        those that are no holders
+    :param others: nodes still known that are nearest to the key, nearest first: up to ``replicas``, and as many more
+        as may be no holders
     :param met: when each node still known was first heard of, by the same clock
     """
 

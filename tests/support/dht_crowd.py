@@ -177,7 +177,7 @@ class Crowd:
         counts: list[int] = []
         for number in numbers:
             key = DHTID.generate(source=key_name(number))
-            nearest = heapq.nsmallest(REPLICAS, self.nodes, key=lambda node: node.node_id ^ key)  # noqa: B023
+            nearest = heapq.nsmallest(REPLICAS, self.nodes, key=lambda node: node.node_id ^ key)
             counts.append(sum(key in node.protocol.storage.data for node in nearest))
         return counts
 

@@ -41,8 +41,8 @@ def test_newcomers_do_not_take_the_swarm_for_a_crowd() -> None:
 
 
 def test_living_keys_are_found_under_churn() -> None:
-    """30 % of the nodes die and are replaced each minute; no record is lost, those who should hold one do soon after, and
-    gets do not get dearer with that."""
+    """30 % of the nodes die and are replaced each minute; no record is lost, and gets do not get dearer
+    with that."""
 
     async def main() -> None:
         crowd = Crowd()
