@@ -58,7 +58,7 @@ def _merged(clients: Iterable[ControlClient]) -> dict[str, HandlerStats]:
     for watch in {client.watch for client in clients}:  # one that was connected anew goes on with its watch
         for name, stats in list(watch.stats.items()):
             total = merged.setdefault(name, HandlerStats())
-            for count in ("calls", "errors", "running", "blocked", "seconds"):
+            for count in ("calls", "errors", "busy", "running", "blocked", "seconds"):
                 setattr(total, count, getattr(total, count) + getattr(stats, count))
             total.buckets = [ours + theirs for ours, theirs in zip(total.buckets, stats.buckets, strict=True)]
     return merged
@@ -67,7 +67,8 @@ def _merged(clients: Iterable[ControlClient]) -> dict[str, HandlerStats]:
 def _lines(handlers: dict[str, HandlerStats], clients: Iterable[ControlClient]) -> Iterator[str]:
     for name, kind, help_text in (
         ("calls", "counter", "Runs of handlers begun."),
-        ("errors", "counter", "Runs of handlers that raised."),
+        ("errors", "counter", "Runs of handlers that raised, other than that they are busy."),
+        ("busy", "counter", "Runs of handlers that were busy: they raised HandlerBusy."),
         ("blocked", "counter", "Times that a handler held the event loop for longer than 0.5 s."),
         ("running", "gauge", "Runs of handlers under way."),
     ):

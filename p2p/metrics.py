@@ -38,8 +38,9 @@ class CallStats:
     #: bytes that came from and went to the other side, envelopes included, encryption and multiplexing not
     bytes_received: int
     bytes_sent: int
-    #: failed calls by kind: "handler" (it raised), "busy", "cancelled", "deadline", "unreachable", "not_supported",
-    #: "reset", "too_large", "malformed", "truncated", "not_found", "closing", "internal"; those that were seen
+    #: failed calls by kind: "handler" (it raised), "busy" (a limit, or the handler raised `HandlerBusy`), "cancelled",
+    #: "deadline", "unreachable", "not_supported", "reset", "too_large", "malformed", "truncated", "not_found",
+    #: "closing", "internal"; those that were seen
     errors: Mapping[str, int]
     #: seconds that the finished calls took together, and the longest of them: from opening to the end
     seconds: float

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final, cast
 
+from hivemind.errors import HandlerBusy
 from hivemind.identity import PeerID
 from hivemind.log import RateLimit, get_logger
 from hivemind.p2p.metrics import LATENCY_BOUNDS
@@ -31,8 +32,10 @@ class HandlerStats:
     """The runs of one handler since its client's start."""
 
     calls: int = 0
-    #: that raised; cancelled ones do not count
+    #: that raised; neither cancelled ones count nor those that were busy
     errors: int = 0
+    #: that raised `HandlerBusy`
+    busy: int = 0
     running: int = 0
     #: times that it held the event loop for longer than `BLOCK_SECONDS`
     blocked: int = 0
@@ -177,8 +180,11 @@ class _Run:
         except StopIteration:
             self._end()
             raise
-        except Exception:
-            self._stats.errors += 1
+        except Exception as error:
+            if isinstance(error, HandlerBusy):
+                self._stats.busy += 1
+            else:
+                self._stats.errors += 1
             self._end()
             raise
         except BaseException:

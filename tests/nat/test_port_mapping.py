@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -65,3 +67,33 @@ def test_a_port_is_forwarded(lab: NatLab, relays: list[NatPeer], say: Callable[[
             f"{kind}: ports forwarded {mapped:.1f} s after the start, known to be public after {public:.1f} s, first"
             f" call from behind another router {called:.2f} s; ended in {ended:.2f} s"
         )
+
+
+#: A peer in a process of its own.
+_PEER = """
+import asyncio
+from hivemind.p2p import P2P
+
+async def run():
+    peer = await P2P.create(host_maddrs=["/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"], startup_timeout=60)
+    print("ready", flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(run())
+"""
+
+
+def test_the_ports_of_a_killed_process(lab: NatLab) -> None:
+    """Its daemon lives a moment longer, and has the router forward them no more."""
+    home = lab.add_site("killed", "symmetric")
+    with NatPmpRouter(lab, home) as router:
+        command = [*lab.inside(home.peers[0]), sys.executable, "-c", _PEER]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"ready\n"
+                eventually_sync(lambda: {each for each, _ in router.mapped} == {"tcp", "udp"}, "ports are forwarded")
+            finally:
+                process.kill()
+        eventually_sync(lambda: not router.mapped, "nothing is left at the router", seconds=10 * SHUTDOWN)
+        assert router.events == {"mapped": 2, "removed": 2}

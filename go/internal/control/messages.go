@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"hivemind/p2pd/internal/meter"
 	"hivemind/p2pd/internal/wire"
 )
 
@@ -24,7 +23,7 @@ func (srv *Server) callMessages(s *stream, ns *netStream) error {
 	err := srv.receiveMessages(s, ns, true)
 	var failed *remoteError
 	if errors.As(err, &failed) {
-		ns.call.Failed(meter.KindHandler)
+		ns.call.Failed(failureTold([]byte(failed.text)))
 		err = s.relay(strings.NewReader(failed.text), len(failed.text), flagError)
 		if err == nil {
 			err = errFinished // a failed call is over for both sides, whatever the client still sends
@@ -200,7 +199,7 @@ func (s *stream) sendAnswers(ns *netStream) (failed bool, err error) {
 		}
 		head := make([]byte, 0, headRoom(it))
 		if it.isError {
-			ns.call.Failed(meter.KindHandler)
+			ns.call.Failed(failureTold(it.payload))
 			head = wire.AppendErrorHead(head, int(it.toCome))
 		} else {
 			head = wire.AppendFrameHead(head, wire.MarkerMessage, uint64(it.toCome))

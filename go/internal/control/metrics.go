@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -24,6 +25,17 @@ func countFailure(call *meter.Call, way meter.Direction, err error) {
 	default:
 		call.Failed(meter.Kind(faultOf(err).Code))
 	}
+}
+
+// busyText is how the text of an error begins of a handler that is busy: the repr of Python's HandlerBusy.
+const busyText = "HandlerBusy("
+
+// failureTold is what a handler's error counts as, by the beginning of its text.
+func failureTold(text []byte) meter.Kind {
+	if bytes.HasPrefix(text, []byte(busyText)) {
+		return meter.Kind(CodeBusy)
+	}
+	return meter.KindHandler
 }
 
 // OtherProtocols is the name under which protocols are counted that have no place of their own; OtherPeers likewise.

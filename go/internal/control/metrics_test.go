@@ -63,12 +63,15 @@ func TestCallsAreCounted(t *testing.T) {
 	to := b.node.ID()
 
 	go func() {
-		for _, flags := range []uint8{0, flagError} {
+		for _, answer := range []struct {
+			message []byte
+			flags   uint8
+		}{{pattern(1000), 0}, {pattern(1000), flagError}, {nil, flagError}, {[]byte("HandlerBusy('full', 2.5)"), flagError}} {
 			id, _, _ := b.acceptUnary()
-			b.message(id, pattern(1000), flags)
+			b.message(id, answer.message, answer.flags)
 		}
 	}()
-	for range 2 {
+	for range 4 {
 		if _, _, fault := a.call(to, "T.rpc_a", pattern(100)); fault != nil {
 			t.Fatal(fault)
 		}
@@ -94,16 +97,16 @@ func TestCallsAreCounted(t *testing.T) {
 		calls     float64
 		errors    map[string]float64
 	}{
-		{a, "T.rpc_a", "out", 2, map[string]float64{"handler": 1}},
-		{b, "T.rpc_a", "in", 2, map[string]float64{"handler": 1}},
+		{a, "T.rpc_a", "out", 4, map[string]float64{"handler": 2, "busy": 1}},
+		{b, "T.rpc_a", "in", 4, map[string]float64{"handler": 2, "busy": 1}},
 		{a, "T.rpc_unknown", "out", 1, map[string]float64{"not_supported": 1}},
 		{a, "T.stream", "out", 1, map[string]float64{"cancelled": 1}},
 		{b, "T.stream", "in", 1, map[string]float64{"reset": 1}},
 	} {
 		eventuallyFlow(t, c.who.client, "protocol_metrics", "name", c.name, c.direction, calls(c.calls), c.errors)
 	}
-	eventuallyFlow(t, a.client, "peer_metrics", "id", to.String(), "out", calls(4),
-		map[string]float64{"handler": 1, "not_supported": 1, "cancelled": 1})
+	eventuallyFlow(t, a.client, "peer_metrics", "id", to.String(), "out", calls(6),
+		map[string]float64{"handler": 2, "busy": 1, "not_supported": 1, "cancelled": 1})
 
 	sent, _ := flowOf(t, a.metrics("protocol_metrics", "name")["T.stream"], "out")["sent"].(float64)
 	if sent < 5000 || sent > 5100 {

@@ -130,7 +130,7 @@ func sendHandlerAnswer(
 	}
 	res := wire.Response{CallID: callID, IsError: first.isError}
 	if first.isError {
-		ns.call.Failed(meter.KindHandler)
+		ns.call.Failed(failureTold(first.payload))
 	}
 	size := int(first.toCome)
 	if int64(wire.ResponseSize(size)) > limit {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/rand"
 	"errors"
@@ -58,7 +59,7 @@ func (srv *Server) receiveAnswer(s *stream, ns *netStream) error {
 	if err != nil {
 		return readFault(ns, err)
 	}
-	var body io.Reader = ns.in
+	body := ns.in
 	res, used, ok := wire.SplitResponse(head, size)
 	if ok {
 		_, _ = ns.in.Discard(used) // it was peeked
@@ -72,12 +73,13 @@ func (srv *Server) receiveAnswer(s *stream, ns *netStream) error {
 		if res, data, err = wire.ParseResponse(message); err != nil {
 			return err
 		}
-		body, size = bytes.NewReader(data), len(data)
+		body, size = bufio.NewReader(bytes.NewReader(data)), len(data)
 	}
 	var flags uint8
 	if res.IsError {
 		flags = flagError
-		ns.call.Failed(meter.KindHandler)
+		begin, _ := body.Peek(min(size, len(busyText))) // if it fails, so does what follows
+		ns.call.Failed(failureTold(begin))
 	}
 	return networkFault(ns, s.relay(body, size, flags))
 }

@@ -8,7 +8,7 @@ import (
 // Kind is how a call failed. The numbers above 0 are the reset codes of the control protocol.
 type Kind uint8
 
-// KindHandler is a call whose handler raised: it was brought there and back.
+// KindHandler is a call whose handler raised something else than that it is busy: it was brought there and back.
 const KindHandler Kind = 0
 
 // kinds are the names of all kinds, in order.

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from hivemind.errors import ConfigError, DispatchFailure, P2PDaemonError, P2PHandlerError, PeerUnreachable
+from hivemind.errors import ConfigError, DispatchFailure, HandlerBusy, P2PDaemonError, P2PHandlerError, PeerUnreachable
 from hivemind.p2p import P2P, MemoryNetwork, Mode
 from hivemind.proto import test_pb2
 from tests.support.conformance import STRANGER, echo, soon
@@ -50,6 +50,21 @@ async def test_calls_are_counted_on_both_sides(pair: Pair) -> None:
     stats = await bob.stats()
     assert all(type(value) is int for value in stats.values())
     assert (stats["unary_out"], stats["streams_out"]) == (4, 1)
+
+
+@pytest.mark.asyncio
+async def test_busy_handlers_are_no_failing_ones(pair: Pair) -> None:
+    alice, bob = pair
+    await Numbers().add_p2p_handlers(alice)
+    stub = Numbers.get_stub(bob, alice.peer_id)
+    with pytest.raises(HandlerBusy):
+        await stub.rpc_busy(test_pb2.TestRequest(number=1), timeout=30)
+    with pytest.raises(HandlerBusy):
+        async for _ in await stub.rpc_count_busily(test_pb2.TestRequest(number=1)):
+            pass
+    here, there = await bob.metrics(), await alice.metrics()
+    for name in ("Numbers.rpc_busy", "Numbers.rpc_count_busily"):
+        assert here.protocols[name].outgoing.errors == there.protocols[name].incoming.errors == {"busy": 1}
 
 
 @pytest.mark.asyncio

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from hivemind.errors import ConfigError
+from hivemind.errors import ConfigError, HandlerBusy
 from hivemind.p2p import CallStats, metrics_text
 from hivemind.p2p.control import ControlClient
 from hivemind.p2p.metrics import LATENCY_BOUNDS, parse_peer, parse_protocol
@@ -72,15 +72,24 @@ async def test_text_of_this_process() -> None:
     async def fail(request: object, remote: object) -> bytes:
         raise ValueError
 
+    async def refuse(request: object, remote: object) -> bytes:
+        raise HandlerBusy("full", 1)
+
     good = client.watch.watch(name, Mode.UNARY, echo)
+    busy = client.watch.watch("Busy.rpc", Mode.UNARY, refuse)
     bad = client.watch.watch("Bad.rpc", Mode.UNARY, fail)
     await good(b"", STRANGER)  # type: ignore[arg-type, call-arg]
     with pytest.raises(ValueError):
         await bad(b"", STRANGER)  # type: ignore[arg-type, call-arg]
+    with pytest.raises(HandlerBusy):
+        await busy(b"", STRANGER)  # type: ignore[arg-type, call-arg]
     text = metrics_text()
     client.watch.close()
     assert r'hivemind_handler_calls_total{handler="Odd.\"name\"\n\\"} 1' in text
     assert 'hivemind_handler_errors_total{handler="Bad.rpc"} 1' in text
+    assert 'hivemind_handler_busy_total{handler="Bad.rpc"} 0' in text
+    assert 'hivemind_handler_errors_total{handler="Busy.rpc"} 0' in text
+    assert 'hivemind_handler_busy_total{handler="Busy.rpc"} 1' in text
     assert 'hivemind_handler_seconds_bucket{handler="Bad.rpc",le="+Inf"} 1' in text
     assert 'hivemind_handler_running{handler="Bad.rpc"} 0' in text
     assert "\nhivemind_pool_waiting " in text
