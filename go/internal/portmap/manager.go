@@ -23,12 +23,13 @@ type pace struct {
 	findSeldom time.Duration // ...up to this
 	request    time.Duration // bounds one round of requests
 	renew      time.Duration // between two rounds; a router that was started anew has forgotten its mappings
+	answer     time.Duration // how long the answer of a request under way is waited for in the end
 	end        time.Duration // bounds the removal of all mappings
 }
 
 var usualPace = pace{
 	find: 15 * time.Second, findAgain: time.Minute, findSeldom: 15 * time.Minute, request: 5 * time.Second,
-	renew: 2 * time.Minute, end: 600 * time.Millisecond,
+	renew: 2 * time.Minute, answer: 200 * time.Millisecond, end: 600 * time.Millisecond,
 }
 
 // shortestRenewal: a router that grants less than twice this is asked no more often.
@@ -188,18 +189,20 @@ func (m *Manager) search(ctx context.Context) Router {
 // keep maps what is to be mapped, for the first time or again. It returns after how long that is to be done the next time; 0 if the router
 // does not do it.
 func (m *Manager) keep(running context.Context, router Router) time.Duration {
-	ctx, cancel := context.WithTimeout(running, m.pace.request)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(running), m.pace.request)
 	defer cancel()
+	// what the router has been asked for in the end has to be known, to be removed
+	defer context.AfterFunc(running, func() { time.AfterFunc(m.pace.answer, cancel) })()
 	external, err := router.External(ctx)
-	if running.Err() != nil {
-		return m.pace.renew
-	}
-	if err != nil {
+	if err != nil && running.Err() == nil {
 		m.forget(err)
 		return 0
 	}
 	next, mapped := m.pace.renew, make(map[Port]uint16)
 	for _, port := range wanted(m.listen()) {
+		if running.Err() != nil {
+			break
+		}
 		m.mu.Lock()
 		before, held := m.mapped[port]
 		m.mu.Unlock()
@@ -222,7 +225,10 @@ func (m *Manager) keep(running context.Context, router Router) time.Duration {
 		}
 	}
 	if running.Err() != nil {
-		return m.pace.renew // what was asked for last is mapped, though the answer was not waited for
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		maps.Copy(m.mapped, mapped)
+		return m.pace.renew
 	}
 	if len(mapped) == 0 {
 		m.forget(err)

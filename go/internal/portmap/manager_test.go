@@ -20,6 +20,7 @@ type fakeRouter struct {
 	asked  int             // mu: calls of Map
 	holds  map[Port]uint16 // mu
 	lease  time.Duration
+	mapped func() // called by Map before it answers; nil is nothing
 	shift  uint16 // between the port that is asked for and the one that is given, to who does not hold it
 }
 
@@ -35,6 +36,9 @@ func (r *fakeRouter) External(context.Context) (netip.Addr, error) {
 }
 
 func (r *fakeRouter) Map(_ context.Context, port Port, wanted uint16, held bool) (uint16, time.Duration, error) {
+	if r.mapped != nil {
+		defer r.mapped()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.asked++
@@ -62,7 +66,7 @@ func (r *fakeRouter) look() (asked int, holds map[Port]uint16) {
 
 var quickPace = pace{
 	find: 5 * time.Second, findAgain: time.Millisecond, findSeldom: 4 * time.Millisecond, request: 5 * time.Second,
-	renew: 2 * time.Millisecond, end: 5 * time.Second,
+	renew: 2 * time.Millisecond, answer: 5 * time.Second, end: 5 * time.Second,
 }
 
 func listening() []ma.Multiaddr {
@@ -118,6 +122,23 @@ func TestMappingsAreKeptAndRemoved(t *testing.T) {
 	_ = m.Close()
 	if _, holds := router.look(); len(holds) != 0 {
 		t.Errorf("in the end the router holds %v", holds)
+	}
+}
+
+// TestEndDuringTheFirstRequest: what the router does while the peer ends is undone.
+func TestEndDuringTheFirstRequest(t *testing.T) {
+	router, asked, ending := &fakeRouter{holds: make(map[Port]uint16)}, make(chan struct{}), make(chan struct{})
+	router.mapped = sync.OnceFunc(func() {
+		close(asked)
+		<-ending
+	})
+	m := start(t, func(context.Context) (Router, error) { return router, nil })
+	<-asked
+	m.cancel()
+	close(ending)
+	_ = m.Close()
+	if asked, holds := router.look(); asked != 1 || len(holds) != 0 {
+		t.Errorf("asked %d times, in the end the router holds %v", asked, holds)
 	}
 }
 
