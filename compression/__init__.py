@@ -5,7 +5,7 @@
 * `floating`: 16 bits an element; `uniform`, `quantile`, `blockwise`: 8 bits, with what they share in `codebook`;
 * `adaptive`: strategies that choose a codec by size, role or key;
 * `registry`: which codec reads which ``CompressionType``, those of other packages among them;
-* `chunks`, `moments`: going over many elements in pieces that stay in a core's cache;
+* `chunks`, `moments`: going over many elements in pieces that stay in the cache; `one_thread`: torch without threads;
 * `spec`: descriptors of tensors;
 * `views`: messages whose buffers are not copied;
 * `wire`: tensors from and to messages and streams of messages.

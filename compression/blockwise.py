@@ -6,11 +6,10 @@ import functools
 import struct
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
-from hivemind.compression.buffers import Buffer, allocate, from_buffer, on_cpu, to_buffer
+from hivemind.compression.buffers import Buffer, allocate, from_buffer, to_buffer
 from hivemind.compression.chunks import Scratch, Spans, walk
 from hivemind.compression.codebook import (
     CODES,
@@ -23,6 +22,7 @@ from hivemind.compression.codebook import (
     indices_in,
     mark_non_finite,
 )
+from hivemind.compression.one_thread import one_thread
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
 
@@ -135,6 +135,7 @@ def _codes(count: int) -> torch.Tensor:
 
 
 @functools.cache
+@one_thread()
 def _nearest(count: int, device: torch.device) -> torch.Tensor:
     """For each bit pattern of a float16: the index of the nearest of `_codes`, uint8 ``(65536,)``."""
     codes = _codes(count)
@@ -167,15 +168,9 @@ def _encode_blocks(values: torch.Tensor, nearest: torch.Tensor, scales: torch.Te
 
 def _largest(blocks: torch.Tensor, out: torch.Tensor) -> None:
     """Write the largest magnitude of each block, or 1 if that is 0, so that fractions of it are finite."""
-    # magnitudes of all elements first would take longer. numpy, as torch takes longer for as few as these than for all
-    # that they are the largest of
-    if on_cpu(out.device):
-        array, largest = blocks.numpy(), out.numpy()
-        np.maximum(array.max(axis=1), -array.min(axis=1), out=largest)
-        largest[largest == 0] = 1
-    else:
-        torch.maximum(blocks.amax(dim=1), -blocks.amin(dim=1), out=out)
-        out.masked_fill_(out == 0, 1)
+    # magnitudes of all elements first would take longer
+    torch.maximum(blocks.amax(dim=1), -blocks.amin(dim=1), out=out)
+    out.masked_fill_(out == 0, 1)
 
 
 def _decode_blocks(indices: Indices, lookup: Lookup, scales: torch.Tensor, values: torch.Tensor) -> None:

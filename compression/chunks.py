@@ -1,8 +1,8 @@
 """Going over the elements of a tensor span by span.
 
-On a CPU a span is so short that what is computed for it stays in the core's own cache from one operation to the next,
-and that torch does not spread a single operation over its threads: the threads of hivemind's bounded pool take whole
-spans instead. On an accelerator a span is as long as its memory allows.
+On a CPU a span is so short that what is computed for it stays in the cache from one operation to the next, and so long
+that calling an operation takes little beside the operation itself. The threads of hivemind's bounded pool take whole
+spans; torch does not spread a single operation over its own. On an accelerator a span is as long as memory allows.
 
 Results must not depend on which thread takes which span: what is summed up is kept by span, and added in order.
 """
@@ -14,16 +14,20 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from hivemind.compression.one_thread import can_limit, one_thread
 from hivemind.runtime import share_with_pool
 
 __all__ = ["CPU_SPAN", "Scratch", "Spans", "span_of", "spans_in", "walk"]
 
-#: Elements of a span on a CPU: below the 2**15 from which torch uses several threads, and a multiple of 4096.
-CPU_SPAN = 7 * 4096
+#: Elements of a span on a CPU, a multiple of 4096. Of shorter ones, two threads that wait for the interpreter's lock
+#: after each operation take longer than one. Where torch cannot be held to one thread: below the 2**15 from which it
+#: uses several.
+CPU_SPAN = 64 * 4096 if can_limit() else 7 * 4096
 #: The same elsewhere: bounds the memory for intermediate results.
 DEVICE_SPAN = 2**26
-#: From so many elements on, the threads of the pool help. Smaller tensors mostly come many at a time, as parts do.
-SHARED_ELEMENTS = 2**20
+#: From so many elements on, the threads of the pool help: waking them up takes as long as half as many. Smaller tensors
+#: mostly come many at a time, as parts do.
+SHARED_ELEMENTS = 2**21
 
 #: Where spans begin and end, in order.
 Spans = Iterator[tuple[int, int]]
@@ -77,16 +81,21 @@ class Scratch:
         return self._views
 
 
-def walk(
-    work: Callable[[Spans], None], length: int, device: torch.device, *, unit: int = 1, span: int | None = None
-) -> None:
+def walk(work: Callable[[Spans], None], length: int, device: torch.device, *, unit: int = 1) -> None:
     """Call ``work`` with the spans of ``range(length)``: once, or on a CPU once in each thread that takes part.
 
     :param unit: elements that belong to one item of the range (1 for elements, more for rows)
-    :param span: items in a span, where nothing is kept from one operation to the next
     """
-    spans = _Spans(length, span or span_of(device, unit))
-    if device.type == "cpu" and length * unit >= SHARED_ELEMENTS:
-        share_with_pool(lambda: work(spans))
-    else:
+    spans = _Spans(length, span_of(device, unit))
+    if device.type != "cpu":
         work(spans)
+        return
+
+    def alone() -> None:
+        with one_thread():
+            work(spans)
+
+    if length * unit >= SHARED_ELEMENTS:
+        share_with_pool(alone)
+    else:
+        alone()

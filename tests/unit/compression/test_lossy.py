@@ -17,13 +17,14 @@ from hypothesis.extra import numpy as hnp
 from hivemind.compression import (
     BufferCodec,
     CompressionInfo,
+    chunks,
     codec_for,
     deserialize_torch_tensor,
     known_codecs,
     serialize_torch_tensor,
 )
 from hivemind.compression.blockwise import dynamic_map
-from hivemind.compression.chunks import CPU_SPAN, SHARED_ELEMENTS
+from hivemind.compression.chunks import CPU_SPAN
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
 
@@ -149,15 +150,16 @@ def distributions(length: int) -> dict[str, torch.Tensor]:
 
 
 @every_codec
-@pytest.mark.parametrize("length", [5, 300, 8193, CPU_SPAN, 3 * CPU_SPAN + 77])
+@pytest.mark.parametrize("length", [5, 300, 8193, CPU_SPAN + 77])
 def test_distributions_are_within_the_bound(codec: BufferCodec, length: int) -> None:
     for tensor in distributions(length).values():
         check_bound(tensor, codec)
 
 
 @every_codec
-def test_what_several_threads_do_is_within_the_bound(codec: BufferCodec) -> None:
-    tensors = distributions(SHARED_ELEMENTS + 5)
+def test_what_several_threads_do_is_within_the_bound(codec: BufferCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "SHARED_ELEMENTS", 1)
+    tensors = distributions(3 * CPU_SPAN + 5)
     check_bound(tensors["normal"], codec)
     check_bound(tensors["two narrow clusters"], codec)
 
@@ -263,9 +265,11 @@ def test_strides_do_not_matter_and_nothing_is_changed(codec: BufferCodec) -> Non
 
 
 @every_codec
-def test_the_same_bytes_whatever_the_threads_do(codec: BufferCodec) -> None:
-    tensor = torch.randn(SHARED_ELEMENTS + 999, generator=torch.Generator().manual_seed(4))
+def test_the_same_bytes_whatever_the_threads_do(codec: BufferCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.randn(3 * CPU_SPAN + 999, generator=torch.Generator().manual_seed(4))
     first = serialize_torch_tensor(tensor, codec.compression_type).buffer
+    monkeypatch.setattr(chunks, "SHARED_ELEMENTS", 1)
+    assert serialize_torch_tensor(tensor, codec.compression_type).buffer == first
     assert serialize_torch_tensor(tensor, codec.compression_type).buffer == first
 
 
