@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from multiaddr import Multiaddr
 from multiaddr.exceptions import Error as MultiaddrError
 
 from hivemind.aio import TaskScope, with_deadline
 from hivemind.clock import Deadline
+from hivemind.dht.contacts import Contacts
+from hivemind.dht.finding import Finder
 from hivemind.dht.routing import DHTID, ID_BITS
 from hivemind.errors import BootstrapError, ConfigError, ControlFailure, HivemindError, WrongTypeError
 from hivemind.identity import PeerID
 from hivemind.log import get_logger
 from hivemind.networking import peer_of
-
-if TYPE_CHECKING:
-    from hivemind.dht.node import DHTNode
 
 __all__ = ["Reunion", "bootstrap", "get_acquainted", "join_through_home", "look_around", "parse_initial_peers"]
 
@@ -64,8 +63,8 @@ def _parse_address(address: object) -> Multiaddr:
     return parsed
 
 
-async def bootstrap(node: DHTNode, addresses: Sequence[Multiaddr], scope: TaskScope) -> bool:
-    """Meet the peers behind ``addresses``, then find the nodes nearest to oneself through them.
+async def bootstrap(contacts: Contacts, finder: Finder, scope: TaskScope) -> bool:
+    """Meet the initial peers, then find the nodes nearest to oneself through them.
 
     Goes on as soon as the first has answered and others had as long again; the rest are met in the background.
 
@@ -73,14 +72,14 @@ async def bootstrap(node: DHTNode, addresses: Sequence[Multiaddr], scope: TaskSc
     :returns: whether one has answered
     :raises BootstrapError: if none has and ``ensure_bootstrap_success``; names each address and why
     """
-    options = node.options
+    options = contacts.options
     seconds = options.bootstrap_timeout if options.bootstrap_timeout is not None else options.wait_timeout
-    targets = _by_peer(addresses)
-    targets.pop(node.peer_id, None)
+    targets = _by_peer(contacts.initial_peers)
+    targets.pop(contacts.peer_id, None)
     deadline = Deadline.after(seconds)
     loop = asyncio.get_running_loop()
     began = loop.time()
-    meetings = {scope.start(_meet(node, peer, known, deadline)): known for peer, known in targets.items()}
+    meetings = {scope.start(_meet(contacts, peer, known, deadline)): known for peer, known in targets.items()}
     reasons: dict[str, str] = {}
     pending, met = set(meetings), False
     while pending:
@@ -94,7 +93,7 @@ async def bootstrap(node: DHTNode, addresses: Sequence[Multiaddr], scope: TaskSc
             if reason is not None:
                 reasons.update(dict.fromkeys(map(str, meetings[meeting]), reason))
     if met:
-        await look_around(node, seconds)
+        await look_around(finder, seconds)
     elif options.ensure_bootstrap_success:
         raise BootstrapError(reasons)
     elif reasons:
@@ -102,14 +101,14 @@ async def bootstrap(node: DHTNode, addresses: Sequence[Multiaddr], scope: TaskSc
     return met
 
 
-async def _meet(node: DHTNode, peer: PeerID, addresses: list[Multiaddr], deadline: Deadline) -> str | None:
+async def _meet(contacts: Contacts, peer: PeerID, addresses: list[Multiaddr], deadline: Deadline) -> str | None:
     """Connect and ping.
 
     :returns: why it failed, or None
     """
     try:
-        await node.p2p.connect(peer, addresses, timeout=deadline.remaining())
-        ping = node.protocol.ping(peer, validate=True, strict=node.options.strict)
+        await contacts.protocol.p2p.connect(peer, addresses, timeout=deadline.remaining())
+        ping = contacts.protocol.ping(peer, validate=True, strict=contacts.options.strict)
         await with_deadline(ping, deadline, f"ping of {peer}")
     except HivemindError as error:
         return f"{type(error).__name__}: {error}"
@@ -120,8 +119,8 @@ class Reunion:
     """Initial peers that this node does not know are tried again now and then: when the swarm has split, or began as
     two, they lead to the other part. Owned by the network thread."""
 
-    def __init__(self, node: DHTNode) -> None:
-        self._node = node
+    def __init__(self, contacts: Contacts) -> None:
+        self._contacts = contacts
         # by the clock of the loop: when each is tried next, and after how long once more
         self._due: dict[PeerID, float] = {}
         self._pause: dict[PeerID, float] = {}
@@ -131,13 +130,13 @@ class Reunion:
 
         :returns: whether one has answered
         """
-        node, now = self._node, asyncio.get_running_loop().time()
-        strangers = _by_peer(node.initial_peers)
-        strangers = {peer: known for peer, known in strangers.items() if peer not in node.protocol.routing_table}
-        strangers.pop(node.peer_id, None)
+        contacts, now = self._contacts, asyncio.get_running_loop().time()
+        strangers = _by_peer(contacts.initial_peers)
+        strangers = {peer: known for peer, known in strangers.items() if peer not in contacts.protocol.routing_table}
+        strangers.pop(contacts.peer_id, None)
         due = [peer for peer in strangers if self._due.get(peer, now) <= now][:_TRIED_PER_ROUND]
-        deadline = Deadline.after(node.options.wait_timeout)
-        reasons = await asyncio.gather(*(_meet(node, peer, strangers[peer], deadline) for peer in due))
+        deadline = Deadline.after(contacts.options.wait_timeout)
+        reasons = await asyncio.gather(*(_meet(contacts, peer, strangers[peer], deadline) for peer in due))
         for peer, reason in zip(due, reasons, strict=True):
             doubled = min(2 * self._pause.get(peer, _FIRST_PAUSE / 2), _LAST_PAUSE)
             self._pause[peer] = doubled if reason is not None else _LAST_PAUSE
@@ -154,37 +153,38 @@ def _by_peer(addresses: Iterable[Multiaddr]) -> dict[PeerID, list[Multiaddr]]:
     return peers
 
 
-async def join_through_home(node: DHTNode) -> None:
+async def join_through_home(contacts: Contacts, finder: Finder) -> None:
     """Meet whom the node of the same peer in another process knows, and that node itself.
 
     :raises ControlFailure: if it does not answer
     """
-    answer = await node.protocol.call_find(node.peer_id, [node.node_id], values=False)
+    protocol, own_id = contacts.protocol, contacts.node_id
+    answer = await protocol.call_find(contacts.peer_id, [own_id], values=False)
     if answer is None:
         raise ControlFailure(
             "the DHT that this one is a copy of does not answer: it was shut down, or its process ended"
         )
-    _, neighbors = answer[node.node_id]
-    known = node.protocol.routing_table.get_nearest_neighbors(node.node_id, node.protocol.bucket_size)
-    await look_around(node, node.options.wait_timeout, {**neighbors, **dict(known)})
+    _, neighbors = answer[own_id]
+    known = protocol.routing_table.get_nearest_neighbors(own_id, protocol.bucket_size)
+    await look_around(finder, contacts.options.wait_timeout, {**neighbors, **dict(known)})
 
 
-async def look_around(node: DHTNode, seconds: float, begin: Mapping[DHTID, PeerID] | None = None) -> None:
+async def look_around(finder: Finder, seconds: float, begin: Mapping[DHTID, PeerID] | None = None) -> None:
     """Look for the nodes nearest to oneself for so long; what was found by then is known.
 
     :param begin: where to begin; default the nodes known nearest
     """
     try:
         async with asyncio.timeout(seconds):
-            await node.find_nearest_nodes([node.node_id], node_to_peer_id=begin, exclude_self=True)
+            await finder.around_self(begin)
     except TimeoutError:
         logger.debug("the first search took longer than %s s", seconds)
 
 
-async def get_acquainted(node: DHTNode) -> None:
+async def get_acquainted(contacts: Contacts, finder: Finder) -> None:
     """Meet everybody, if the swarm is small: no request has to wait for a first contact then, which takes many times as
     long as a request."""
-    if node.finder.swarm_size() <= _SMALL_SWARM:
-        parts = [DHTID(node.node_id ^ (part << (ID_BITS - _PARTS_BITS))) for part in range(1 << _PARTS_BITS)]
+    if finder.swarm_size() <= _SMALL_SWARM:
+        parts = [DHTID(contacts.node_id ^ (part << (ID_BITS - _PARTS_BITS))) for part in range(1 << _PARTS_BITS)]
         width = _MET_AT_A_TIME
-        await node.finder.nearest(parts, 1, node.protocol.bucket_size, width, most_workers=width)
+        await finder.nearest(parts, 1, contacts.protocol.bucket_size, width, most_workers=width)

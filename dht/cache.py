@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
 
 from hivemind.aio import TaskScope
 from hivemind.clock import DHTExpiration, get_dht_time
-from hivemind.dht.getting import KeySearch
+from hivemind.dht.config import DHTNodeOptions
+from hivemind.dht.key_search import KeySearch
 from hivemind.dht.lookup import Node
+from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue, StoredValue
 from hivemind.identity import PeerID
 from hivemind.timed_storage import TimedStorage
-
-if TYPE_CHECKING:
-    from hivemind.dht.node import DHTNode
 
 __all__ = ["CachePolicy", "CacheRefreshQueue"]
 
@@ -43,10 +42,21 @@ class CacheRefreshQueue(TimedStorage[DHTID, DHTExpiration]):
 
 
 class CachePolicy:
-    """The copies that one node keeps and gives. Owned by the network thread."""
+    """The copies that one node keeps and gives. Owned by the network thread.
 
-    def __init__(self, node: DHTNode, scope: TaskScope) -> None:
-        self._node = node
+    :param renew: looks for newer values of keys
+    """
+
+    def __init__(
+        self,
+        protocol: DHTProtocol,
+        options: DHTNodeOptions,
+        renew: Callable[[list[DHTID]], Awaitable[None]],
+        scope: TaskScope,
+    ) -> None:
+        self._protocol = protocol
+        self._options = options
+        self._renew_values = renew
         self._scope = scope
         self.refresh_queue = CacheRefreshQueue()
         self._renewer: asyncio.Task[None] | None = None
@@ -54,7 +64,7 @@ class CachePolicy:
 
     def keep(self, key: DHTID, value: StoredValue, expiration_time: DHTExpiration) -> None:
         """Keep a copy here."""
-        cache = self._node.protocol.cache
+        cache = self._protocol.cache
         if isinstance(value, DictionaryDHTValue):
             cache.store_dictionary(key, value)
         else:
@@ -62,7 +72,7 @@ class CachePolicy:
 
     def note_found(self, search: KeySearch, nearest: Iterable[Node]) -> None:
         """A search has ended; ``nearest`` are the nodes that have answered it, nearest first."""
-        found, options = search.found, self._node.options
+        found, options = search.found, self._options
         if found is None:
             return
         if options.cache_locally:
@@ -73,11 +83,11 @@ class CachePolicy:
                 self._scope.start(give, name="copy for the nearest node")
 
     async def _give(self, peer: PeerID, key: DHTID, value: StoredValue, expiration_time: DHTExpiration) -> None:
-        await self._node.protocol.call_store(peer, [key], [value], [expiration_time], in_cache=True)
+        await self._protocol.call_store(peer, [key], [value], [expiration_time], in_cache=True)
 
     def note_use(self, key: DHTID, expiration_time: DHTExpiration) -> None:
         """A copy was used: it is renewed before it expires."""
-        early = self._node.options.cache_refresh_before_expiry
+        early = self._options.cache_refresh_before_expiry
         queue = self.refresh_queue
         if not early or key in queue or len(queue) >= MAX_RENEWALS or expiration_time == float("inf"):
             return
@@ -97,4 +107,4 @@ class CachePolicy:
                 except TimeoutError:
                     continue
                 continue
-            await self._node.renew(self.refresh_queue.take_due(get_dht_time() + RENEW_TOGETHER_SECONDS))
+            await self._renew_values(self.refresh_queue.take_due(get_dht_time() + RENEW_TOGETHER_SECONDS))

@@ -6,17 +6,15 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from hivemind.clock import Deadline
+from hivemind.dht.contacts import Contacts
 from hivemind.dht.crowds import density_around, detours
 from hivemind.dht.lookup import Lookup, Node, Request
 from hivemind.dht.routing import DHTID
 from hivemind.dht.search import Answer, Patience, run_lookups
 from hivemind.identity import PeerID
-
-if TYPE_CHECKING:
-    from hivemind.dht.node import DHTNode
 
 __all__ = ["Finder"]
 
@@ -31,8 +29,8 @@ _WITNESSES: Final = 3
 class Finder:
     """The lookups of one node. Owned by the network thread."""
 
-    def __init__(self, node: DHTNode) -> None:
-        self._node = node
+    def __init__(self, contacts: Contacts) -> None:
+        self._contacts = contacts
         self._patience = Patience()
         self._known_density: float | None = None
         # by the clock of the loop
@@ -48,11 +46,12 @@ class Finder:
         quorum: int | None = None,
     ) -> Lookup:
         """A lookup that begins at ``begin`` or at the nodes known nearest; peers on the blacklist are left out."""
-        node = self._node
-        lookup = Lookup(target, beam_size, own_id=node.node_id, enough=enough, quorum=quorum)
-        table = node.protocol.routing_table
-        known = table.get_nearest_neighbors(target, node.protocol.bucket_size) if begin is None else begin.items()
-        lookup.hear(each for each in known if each[1] not in node.blacklist)
+        contacts = self._contacts
+        lookup = Lookup(target, beam_size, own_id=contacts.node_id, enough=enough, quorum=quorum)
+        if begin is None:
+            lookup.hear(contacts.near(target, contacts.protocol.bucket_size))
+        else:
+            lookup.hear(each for each in begin.items() if each[1] not in contacts.blacklist)
         return lookup
 
     async def run(
@@ -72,8 +71,8 @@ class Finder:
         :param chunk_size: ids in one request; default that of the node
         :param beyond_crowds: where many nodes crowd around the target, go on behind them; see `crowds`
         """
-        counters = self._node.counters
-        deadline = Deadline.after(_SEARCH_ROUNDS * self._node.options.wait_timeout)
+        options, counters = self._contacts.options, self._contacts.protocol.counters
+        deadline = Deadline.after(_SEARCH_ROUNDS * options.wait_timeout)
         density = self._density() if beyond_crowds else None
         crowded: list[Lookup] = []
 
@@ -85,7 +84,7 @@ class Finder:
             counters.hops += lookup.hops
             on_finished(lookup)
 
-        chunk = self._node.chunk_size if chunk_size is None else chunk_size
+        chunk = options.chunk_size if chunk_size is None else chunk_size
         run = partial(
             run_lookups, num_workers=num_workers, chunk_size=chunk, patience=self._patience, deadline=deadline
         )
@@ -99,7 +98,7 @@ class Finder:
         self, lookups: Sequence[Lookup], density: float, run: Callable[..., Awaitable[None]]
     ) -> None:
         """Find nodes behind the crowds around targets, and have the lookups go on with them."""
-        node, bucket_size = self._node, self._node.protocol.bucket_size
+        contacts, bucket_size = self._contacts, self._contacts.protocol.bucket_size
         crowd = {node_id for lookup in lookups for node_id in lookup.crowd(density)}
         around = {lookup.target: detours(lookup.target, density) for lookup in lookups}
         found: dict[DHTID, list[Node]] = {}
@@ -109,10 +108,9 @@ class Finder:
 
         searches = []
         for place in dict.fromkeys(place for places in around.values() for place in places):
-            search = Lookup(place, _WITNESSES, own_id=node.node_id)
+            search = Lookup(place, _WITNESSES, own_id=contacts.node_id)
             search.ignore(crowd)
-            known = node.protocol.routing_table.get_nearest_neighbors(place, bucket_size + len(crowd))
-            search.hear(each for each in known if each[1] not in node.blacklist)
+            search.hear(contacts.near(place, bucket_size + len(crowd)))
             searches.append(search)
         await run(searches, self.ask_for_nodes, on_end)
         for lookup in lookups:
@@ -122,7 +120,7 @@ class Finder:
     def swarm_size(self) -> float:
         """How many nodes the swarm has, rather too few than too many."""
         density = self._estimate_density()
-        return len(self._node.protocol.routing_table) if density is None else density * DHTID.MAX
+        return len(self._contacts.protocol.routing_table) if density is None else density * DHTID.MAX
 
     def _density(self) -> float | None:
         """How dense the swarm is; None if too few nodes are known to tell. At most so many seconds old."""
@@ -133,13 +131,13 @@ class Finder:
         return self._known_density
 
     def _estimate_density(self) -> float | None:
-        node = self._node
-        nearest = node.protocol.routing_table.get_nearest_neighbors(node.node_id, node.protocol.bucket_size)
-        return density_around(node.node_id, [node_id for node_id, _ in nearest])
+        own_id, protocol = self._contacts.node_id, self._contacts.protocol
+        nearest = protocol.routing_table.get_nearest_neighbors(own_id, protocol.bucket_size)
+        return density_around(own_id, [node_id for node_id, _ in nearest])
 
     async def ask_for_nodes(self, request: Request) -> Answer:
         """Send a request of a lookup that wants no values."""
-        answer = await self._node.call_find(request.peer_id, request.targets, request.node_id, values=False)
+        answer = await self._contacts.find(request.peer_id, request.targets, request.node_id, values=False)
         return None if answer is None else {key: nearest.items() for key, (_, nearest) in answer.items()}
 
     async def nearest(
@@ -161,3 +159,11 @@ class Finder:
         lookups = [self.lookup(query, max(beam_size, count), begin) for query in dict.fromkeys(queries)]
         await self.run(lookups, self.ask_for_nodes, on_finished, num_workers, most_workers=most_workers)
         return {lookup.target: results[lookup.target] for lookup in lookups}
+
+    async def around_self(self, begin: Mapping[DHTID, PeerID] | None = None) -> None:
+        """Look for the nodes nearest to this one, to know them.
+
+        :param begin: where to begin; default the nodes known nearest
+        """
+        count = self._contacts.protocol.bucket_size
+        await self.nearest([self._contacts.node_id], count, count, self._contacts.options.num_workers, begin)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from hivemind.aio import TaskScope
 from hivemind.clock import DHTExpiration, get_dht_time
+from hivemind.dht.cache import CachePolicy
+from hivemind.dht.contacts import Contacts
+from hivemind.dht.finding import Finder
+from hivemind.dht.key_search import KeySearch
 from hivemind.dht.lookup import Lookup, Request
 from hivemind.dht.messages import FoundValue, Seen
 from hivemind.dht.records import IS_REGULAR_VALUE, pack_subkey
@@ -15,15 +19,12 @@ from hivemind.dht.routing import DHTID
 from hivemind.dht.search import Answer
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord
-from hivemind.errors import RuntimeClosedError, SerializationError
+from hivemind.errors import SerializationError
 from hivemind.log import RateLimit, get_logger
 from hivemind.serializer import MSGPackSerializer
 from hivemind.timed_storage import TimedStorage, ValueWithExpiration
 
-if TYPE_CHECKING:
-    from hivemind.dht.node import DHTNode
-
-__all__ = ["Getter", "KeySearch"]
+__all__ = ["Getter", "Result"]
 
 logger = get_logger(__name__)
 #: Keys of which it is remembered that they have no value.
@@ -37,80 +38,17 @@ _undecodable = RateLimit()
 Result = ValueWithExpiration[Any] | None
 
 
-class KeySearch:
-    """What has been found under one key so far, and who waits for it.
-
-    :param sufficient: the search ends when a value is found that expires at this time or later
-    :param any_will_do: that is any live value
-    """
-
-    def __init__(self, key: DHTID, sufficient: DHTExpiration, *, any_will_do: bool) -> None:
-        self.key = key
-        self.sufficient = sufficient
-        self.any_will_do = any_will_do
-        self.found: FoundValue | None = None
-        #: the expiration of what each node has; -inf for nothing
-        self.expiration_at: dict[DHTID, DHTExpiration] = {}
-        self.finished = False
-        self._waiters: list[tuple[DHTExpiration, asyncio.Future[FoundValue | None]]] = []
-
-    def add(self, found: FoundValue | None) -> None:
-        """Note a value: dictionaries are merged, of others the one that expires last counts."""
-        if found is None:
-            return
-        value = found.value
-        if isinstance(value, DictionaryDHTValue):
-            known = self.found.value if self.found is not None else None
-            if known is value:
-                return
-            merged = DictionaryDHTValue()
-            if isinstance(known, DictionaryDHTValue):
-                merged = known
-            elif known is not None and self.found is not None and self.found.expiration_time >= found.expiration_time:
-                return
-            merged.merge(value)
-            found = ValueWithExpiration(merged, merged.latest_expiration_time)
-        elif self.found is not None and found.expiration_time <= self.found.expiration_time:
-            return
-        self.found = found
-        for sufficient, waiter in self._waiters:
-            if found.expiration_time >= sufficient and not waiter.done():
-                waiter.set_result(found)
-
-    @property
-    def is_sufficient(self) -> bool:
-        """Whether what was found satisfies the search itself."""
-        return self.found is not None and self.found.expiration_time >= self.sufficient
-
-    def wait(self, sufficient: DHTExpiration) -> asyncio.Future[FoundValue | None]:
-        """A future of the first value that expires at ``sufficient`` or later, or else of the best at the end."""
-        waiter: asyncio.Future[FoundValue | None] = asyncio.get_running_loop().create_future()
-        if self.finished or (self.found is not None and self.found.expiration_time >= sufficient):
-            waiter.set_result(self.found)
-        else:
-            self._waiters.append((sufficient, waiter))
-        return waiter
-
-    def finish(self, error: BaseException | None = None) -> None:
-        """The search is over; with ``error`` if it broke."""
-        self.finished = True
-        for _, waiter in self._waiters:
-            if waiter.done():
-                continue
-            if error is None:
-                waiter.set_result(self.found)
-            else:
-                stopped = isinstance(error, asyncio.CancelledError)
-                waiter.set_exception(RuntimeClosedError("the DHT node was shut down") if stopped else error)
-        self._waiters.clear()
-
-
 class Getter:
     """The gets of one node. Owned by the network thread."""
 
-    def __init__(self, node: DHTNode, scope: TaskScope) -> None:
-        self._node = node
+    def __init__(self, contacts: Contacts, finder: Finder, scope: TaskScope) -> None:
+        self._contacts = contacts
+        self._protocol = contacts.protocol
+        self._options = contacts.options
+        self._counters = contacts.protocol.counters
+        self._finder = finder
         self._scope = scope
+        self.cache_policy = CachePolicy(contacts.protocol, contacts.options, self._renew, scope)
         #: searches under way that others may join
         self.pending: dict[DHTID, KeySearch] = {}
         # keys of which nobody had a value lately
@@ -133,7 +71,7 @@ class Getter:
         futures: dict[DHTID, asyncio.Future[Result]] = {}
         searches: list[KeySearch] = []
         for key in dict.fromkeys(keys):
-            self._node.counters.gets += 1
+            self._counters.gets += 1
             running = self.pending.get(key)
             if running is not None and running.sufficient >= threshold:
                 futures[key] = self._decoded(key, running.wait(threshold))
@@ -141,46 +79,50 @@ class Getter:
             search = KeySearch(key, threshold, any_will_do=sufficient is None)
             self._look_here(search, count_as_use=not is_refresh)
             if search.found is None and search.any_will_do and key in self._missing:
-                self._node.counters.cache_hits += 1
+                self._counters.cache_hits += 1
                 search.finish()
                 futures[key] = self._decoded(key, search.wait(threshold))
                 continue
             futures[key] = self._decoded(key, search.wait(threshold))
             if not search.is_sufficient:
                 searches.append(search)
-                if self._node.options.reuse_get_requests:
+                if self._options.reuse_get_requests:
                     self.pending[key] = search
         if searches:
             self._scope.start(self._run(searches, num_workers, beam_size), name="get")
         return futures
 
+    async def _renew(self, keys: Iterable[DHTID]) -> None:
+        """Look for newer values of keys in the cache."""
+        found = self.start(keys, float("inf"), self._options.num_workers, None, is_refresh=True)
+        await asyncio.gather(*found.values())
+
     def _look_here(self, search: KeySearch, *, count_as_use: bool) -> None:
-        protocol = self._node.protocol
-        stored, cached = protocol.storage.get(search.key), protocol.cache.get(search.key)
-        counters = self._node.counters
+        stored, cached = self._protocol.storage.get(search.key), self._protocol.cache.get(search.key)
+        counters = self._counters
         search.add(self._decodable(search.key, _own_copy(stored)))
         found_here = search.is_sufficient
         counters.local_hits += found_here
         search.add(self._decodable(search.key, _own_copy(cached)))
         counters.cache_hits += search.is_sufficient and not found_here
         if cached is not None and count_as_use and search.is_sufficient:
-            self._node.cache_policy.note_use(search.key, cached.expiration_time)
+            self.cache_policy.note_use(search.key, cached.expiration_time)
 
     async def _run(self, searches: list[KeySearch], num_workers: int, beam_size: int | None) -> None:
         by_key = {search.key: search for search in searches}
-        finder, bucket_size = self._node.finder, self._node.protocol.bucket_size
+        finder, bucket_size = self._finder, self._protocol.bucket_size
 
         def on_finished(lookup: Lookup) -> None:
             self._end(by_key[lookup.target])
             self._note_missing(by_key[lookup.target], lookup)
-            self._node.cache_policy.note_found(by_key[lookup.target], lookup.nearest(bucket_size))
+            self.cache_policy.note_found(by_key[lookup.target], lookup.nearest(bucket_size))
 
         seen: Seen = {}
         # by the identity of a value, which is kept for that: what of it can be decoded, and its version
         decodable: dict[int, tuple[FoundValue | None, FoundValue | None, object]] = {}
 
         async def ask(request: Request) -> Answer:
-            answer = await self._node.call_find(request.peer_id, request.targets, request.node_id, seen)
+            answer = await self._contacts.find(request.peer_id, request.targets, request.node_id, seen)
             if answer is None:
                 return None
             for key, (value, _) in answer.items():
@@ -199,9 +141,9 @@ class Getter:
         try:
             # whoever is nearest has the value most likely, and any live one will do
             one_first = searches[0].any_will_do
-            replicas = self._node.num_replicas
+            replicas = self._options.num_replicas
             # twice as many as hold it: some may have come since it was stored. Where some have gone, all of the beam
-            calm = not self._node.protocol.neighborhood.restless(_CALM_SECONDS)
+            calm = not self._protocol.neighborhood.restless(_CALM_SECONDS)
             enough = 2 * replicas if beam_size is None and one_first and calm else None
             quorum = replicas if beam_size is None and not one_first else None
             beam = bucket_size if beam_size is None else beam_size
@@ -219,7 +161,7 @@ class Getter:
 
     def _note_missing(self, search: KeySearch, lookup: Lookup) -> None:
         """Remember that there is no value, if the nodes that should have it were asked."""
-        seconds = self._node.options.cache_missing
+        seconds = self._options.cache_missing
         if search.found is not None:
             self.note_stored([search.key])
         elif seconds and lookup.complete and lookup.nearest(1):
@@ -246,7 +188,7 @@ class Getter:
                 return
             if error is None:
                 value = self.decode(key, ended.result())
-                self._node.counters.gets_found += value is not None
+                self._counters.gets_found += value is not None
                 result.set_result(value)
             else:
                 result.set_exception(error)
@@ -289,7 +231,7 @@ class Getter:
         return found if found.value.data else None
 
     def _load(self, key: DHTID, subkey: bytes, value: bytes, expiration: DHTExpiration) -> Any:
-        validator = self._node.protocol.record_validator
+        validator = self._protocol.record_validator
         if validator:
             value = validator.strip_value(DHTRecord(key.to_bytes(), subkey, value, expiration))
         return MSGPackSerializer.loads(value)

@@ -9,17 +9,16 @@ one as soon as one node knows members of both: whoever meets a stranger asks it 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from hivemind.aio import TaskScope
 from hivemind.clock import get_dht_time
 from hivemind.dht.bootstrap import Reunion, bootstrap
+from hivemind.dht.contacts import Contacts
+from hivemind.dht.finding import Finder
 from hivemind.dht.routing import DHTID, KBucket
 from hivemind.errors import HivemindError
 from hivemind.log import get_logger
-
-if TYPE_CHECKING:
-    from hivemind.dht.node import DHTNode
 
 __all__ = ["Maintenance"]
 
@@ -45,17 +44,19 @@ MET_ELSEWHERE: Final = 2
 class Maintenance:
     """The background rounds of one node. Owned by the network thread."""
 
-    def __init__(self, node: DHTNode, scope: TaskScope) -> None:
-        self._node = node
+    def __init__(self, contacts: Contacts, finder: Finder, scope: TaskScope) -> None:
+        self._contacts = contacts
+        self._protocol = contacts.protocol
+        self._finder = finder
         self._scope = scope
-        self._reunion = Reunion(node)
+        self._reunion = Reunion(contacts)
 
     def start(self) -> None:
         """Begin; ends with the scope."""
         self._scope.start(self._run(), name="maintenance of DHTNode")
 
     async def _run(self) -> None:
-        refresh = self._node.options.refresh_timeout
+        refresh = self._contacts.options.refresh_timeout
         period = PERIOD if refresh is None else min(PERIOD, refresh)
         while True:
             await asyncio.sleep(period)
@@ -66,25 +67,25 @@ class Maintenance:
 
     async def round(self) -> None:
         """One round."""
-        node = self._node
+        refresh_timeout = self._contacts.options.refresh_timeout
         await self._ask_neighbors()
         await self._ask_stranger()
         back = await self._try_lost_peers()
-        if not len(node.protocol.routing_table) and node.initial_peers:
-            back = await bootstrap(node, node.initial_peers, self._scope) or back
+        if not len(self._protocol.routing_table) and self._contacts.initial_peers:
+            back = await bootstrap(self._contacts, self._finder, self._scope) or back
         elif await self._reunion.round():
             # all ranges: what this node hears of, it names to others
-            await node.find_nearest_nodes([node.node_id], exclude_self=True)
+            await self._finder.around_self()
             await self._refresh(0.0)
         elif back:
-            await node.find_nearest_nodes([node.node_id], exclude_self=True)
-        if node.options.refresh_timeout is not None:
-            await self._refresh(node.options.refresh_timeout)
+            await self._finder.around_self()
+        if refresh_timeout is not None:
+            await self._refresh(refresh_timeout)
 
     async def _ask_neighbors(self) -> None:
         """Those who share the records of this node: when one is gone, others take its place. And those who may be dead,
         so that searches do not ask many dead nodes."""
-        protocol = self._node.protocol
+        protocol = self._protocol
         if protocol.neighborhood.restless(NEIGHBOR_SECONDS):
             silent = protocol.neighborhood.unheard(RESTLESS_SECONDS, RESTLESS_PER_ROUND)
         else:
@@ -95,14 +96,14 @@ class Maintenance:
     async def _ask_stranger(self) -> None:
         """Meet whom a node that this one had not known knows: near this node, where the holders of its records are, and
         near some other id, so that news from another swarm gets about."""
-        protocol = self._node.protocol
+        protocol = self._protocol
         stranger, protocol.neighborhood.stranger = protocol.neighborhood.stranger, None
         if stranger is None:
             return
         node_id, peer_id = stranger
-        own = self._node.node_id
+        own = self._contacts.node_id
         elsewhere = DHTID.generate(source=own.to_bytes() + node_id.to_bytes())
-        answer = await self._node.call_find(peer_id, [own, elsewhere], node_id, values=False)
+        answer = await self._contacts.find(peer_id, [own, elsewhere], node_id, values=False)
         if answer is None:
             return
         table = protocol.routing_table
@@ -121,22 +122,23 @@ class Maintenance:
         """
         :returns: whether one has answered
         """
-        neighborhood = self._node.protocol.neighborhood
+        neighborhood = self._protocol.neighborhood
         tried = [lost for _ in range(LOST_PER_ROUND) if (lost := neighborhood.take_lost()) is not None]
-        answers = await asyncio.gather(*(self._node.protocol.call_ping(peer) for peer, _ in tried))
+        answers = await asyncio.gather(*(self._protocol.call_ping(peer) for peer, _ in tried))
         for (peer, until), node_id in zip(tried, answers, strict=True):
             if node_id is None:
                 neighborhood.remember(peer, until)
             else:
-                self._node.blacklist.register_success(peer)
+                self._contacts.blacklist.register_success(peer)
         return any(node_id is not None for node_id in answers)
 
     async def _refresh(self, refresh_timeout: float) -> None:
         """Search in the ranges of buckets in which nothing has happened."""
         before = get_dht_time() - refresh_timeout
-        stale = [bucket for bucket in self._node.protocol.routing_table.buckets if bucket.last_updated < before]
+        stale = [bucket for bucket in self._protocol.routing_table.buckets if bucket.last_updated < before]
         if stale:
-            await self._node.find_nearest_nodes([_random_id(bucket) for bucket in stale])
+            count, workers = self._protocol.bucket_size, self._contacts.options.num_workers
+            await self._finder.nearest([_random_id(bucket) for bucket in stale], count, count, workers)
         for bucket in stale:
             bucket.last_updated = get_dht_time()
 

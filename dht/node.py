@@ -9,19 +9,19 @@ from multiaddr import Multiaddr
 
 from hivemind.aio import TaskScope
 from hivemind.clock import DHTExpiration
-from hivemind.dht.blacklist import Blacklist
 from hivemind.dht.bootstrap import bootstrap, get_acquainted, parse_initial_peers
-from hivemind.dht.cache import CachePolicy, CacheRefreshQueue
+from hivemind.dht.cache import CacheRefreshQueue
 from hivemind.dht.config import DHTNodeOptions, split_node_options
+from hivemind.dht.contacts import Contacts
 from hivemind.dht.counters import DHTStats
 from hivemind.dht.finding import Finder
-from hivemind.dht.getting import Getter, KeySearch, Result
+from hivemind.dht.getting import Getter, Result
+from hivemind.dht.key_search import KeySearch
 from hivemind.dht.maintenance import Maintenance
-from hivemind.dht.messages import FoundValue, Seen
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.records import DHTKey, DHTValue, Subkey
 from hivemind.dht.routing import DHTID
-from hivemind.dht.storage import DictionaryDHTValue, StoredValue
+from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.dht.storing import Placement, Record, make_records
 from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
 from hivemind.dht.watch import DEFAULT_WATCH_INTERVAL, Watch
@@ -43,8 +43,10 @@ class DHTNode:
     later counts. Records under one key with subkeys form a dictionary whose entries expire each by itself.
     """
 
-    def __init__(self, p2p: P2P, protocol: DHTProtocol, options: DHTNodeOptions, *, owns_p2p: bool) -> None:
-        self.p2p = p2p
+    def __init__(self, contacts: Contacts, *, owns_p2p: bool) -> None:
+        protocol, options = contacts.protocol, contacts.options
+        self.contacts = contacts
+        self.p2p = protocol.p2p
         self.protocol = protocol
         self.options = options
         self.node_id = protocol.node_id
@@ -53,15 +55,13 @@ class DHTNode:
         self.chunk_size = options.chunk_size
         self.client_mode = options.client_mode
         self.is_alive = True
-        self.initial_peers: tuple[Multiaddr, ...] = ()
         #: peers that are left alone for a while
-        self.blacklist = Blacklist(options.blacklist_time, options.backoff_rate)
-        self.finder = Finder(self)
+        self.blacklist = contacts.blacklist
+        self.counters = protocol.counters
+        self.finder = Finder(contacts)
         self._owns_p2p = owns_p2p
         self._scope = TaskScope("background of DHTNode")
-        self._getter = Getter(self, self._scope)
-        self.counters = protocol.counters
-        self.cache_policy = CachePolicy(self, self._scope)
+        self._getter = Getter(contacts, self.finder, self._scope)
 
     @classmethod
     async def create(
@@ -123,13 +123,13 @@ class DHTNode:
             authorizer=authorizer,
             **vars(options),
         )
-        node = cls(p2p, protocol, options, owns_p2p=owns_p2p)
-        node.initial_peers = initial_peers
+        contacts = Contacts(protocol, options, initial_peers)
+        node = cls(contacts, owns_p2p=owns_p2p)
         try:
             if initial_peers:
-                await bootstrap(node, initial_peers, node._scope)
-                node._scope.start(get_acquainted(node), name="meeting the others of a small swarm")
-            Maintenance(node, node._scope).start()
+                await bootstrap(contacts, node.finder, node._scope)
+                node._scope.start(get_acquainted(contacts, node.finder), name="meeting the others of a small swarm")
+            Maintenance(contacts, node.finder, node._scope).start()
         except BaseException:
             node._owns_p2p = False  # whoever made the peer ends it
             await node.shutdown()
@@ -202,7 +202,7 @@ class DHTNode:
         self._check_alive()
         validator = self.protocol.record_validator
         records, results = make_records(keys, values, expiration_time, subkeys, validator)
-        placement = Placement(self, records, exclude_self=exclude_self or self.client_mode)
+        placement = Placement(self.contacts, self.finder, records, exclude_self=exclude_self or self.client_mode)
         run = placement.run(num_workers if num_workers is not None else self.num_workers, beam_size)
         if await_all_replicas:
             await run
@@ -292,7 +292,11 @@ class DHTNode:
         :raises ConfigError: if the interval is wrong
         """
         self._check_alive()
-        return Watch(self, key, interval, self._scope)
+
+        async def latest(key_id: DHTID) -> Result:
+            return (await self.get_many_by_id([key_id], float("inf")))[key_id]  # type: ignore[no-any-return]
+
+        return Watch(latest, self.protocol.storage, key, interval, self._scope)
 
     def stats(self) -> DHTStats:
         """How this node is doing."""
@@ -306,10 +310,6 @@ class DHTNode:
             blacklisted=len(self.blacklist),
             clock_offset=protocol.clocks.offset,
         )
-
-    async def renew(self, keys: Sequence[DHTID]) -> None:
-        """Look for newer values of cached keys."""
-        await self.get_many_by_id(keys, float("inf"), _is_refresh=True)
 
     # -- search --------------------------------------------------------------------------------------------------------
 
@@ -339,35 +339,6 @@ class DHTNode:
                 nearest.sort(key=lambda node: node[0] ^ query)
         return {query: dict(nearest[:count]) for query, nearest in found.items()}
 
-    async def call_find(
-        self, peer: PeerID, keys: Sequence[DHTID], node_id: DHTID, seen: Seen | None = None, *, values: bool = True
-    ) -> dict[DHTID, tuple[FoundValue | None, dict[DHTID, PeerID]]] | None:
-        """`DHTProtocol.call_find` with the blacklist kept."""
-        if peer in self.blacklist:
-            return None
-        answer = await self.protocol.call_find(peer, keys, node_id, seen, values=values)
-        self._note(peer, answered=answer is not None)
-        return answer
-
-    async def call_store(
-        self,
-        peer: PeerID,
-        keys: Sequence[DHTID],
-        values: Sequence[StoredValue],
-        expirations: Sequence[DHTExpiration],
-        subkeys: Sequence[Subkey],
-    ) -> list[bool] | None:
-        """`DHTProtocol.call_store` with the blacklist kept."""
-        answer = await self.protocol.call_store(peer, keys, values, expirations, subkeys)
-        self._note(peer, answered=answer is not None)
-        return answer
-
-    def _note(self, peer: PeerID, *, answered: bool) -> None:
-        if answered:
-            self.blacklist.register_success(peer)
-        else:
-            self.blacklist.register_failure(peer)
-
     @property
     def pending_get_requests(self) -> dict[DHTID, KeySearch]:
         """Searches under way by the id of their key."""
@@ -376,7 +347,7 @@ class DHTNode:
     @property
     def cache_refresh_queue(self) -> CacheRefreshQueue:
         """Cached keys in use, and when each is renewed."""
-        return self.cache_policy.refresh_queue
+        return self._getter.cache_policy.refresh_queue
 
     def _check_alive(self) -> None:
         if not self.is_alive:

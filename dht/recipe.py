@@ -117,9 +117,9 @@ class CopyRecipe(Recipe):
                 p2p=p2p, record_validator=self.validators, authorizer=self.authorizer, **vars(self.options)
             )
             try:
-                node.initial_peers = self.initial_peers
+                node.contacts.initial_peers = self.initial_peers
                 node.protocol.home = Home(Path(self.door), p2p.peer_id)
-                await join_through_home(node)
+                await join_through_home(node.contacts, node.finder)
             except BaseException:
                 await node.shutdown()
                 raise

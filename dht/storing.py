@@ -7,9 +7,11 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from hivemind.clock import DHTExpiration, get_dht_time
+from hivemind.dht.contacts import Contacts
+from hivemind.dht.finding import Finder
 from hivemind.dht.lookup import Lookup
 from hivemind.dht.records import (
     MAX_RECORD_BYTES,
@@ -28,9 +30,6 @@ from hivemind.errors import ConfigError
 from hivemind.identity import PeerID
 from hivemind.log import RateLimit, get_logger
 from hivemind.serializer import MSGPackSerializer
-
-if TYPE_CHECKING:
-    from hivemind.dht.node import DHTNode
 
 __all__ = ["Placement", "Record", "make_records"]
 
@@ -163,10 +162,11 @@ class Placement:
     :param exclude_self: this node does not count as one of them
     """
 
-    def __init__(self, node: DHTNode, records: Iterable[Record], *, exclude_self: bool) -> None:
-        self._node = node
+    def __init__(self, contacts: Contacts, finder: Finder, records: Iterable[Record], *, exclude_self: bool) -> None:
+        self._contacts = contacts
+        self._finder = finder
         self._exclude_self = exclude_self
-        self._replicas = node.num_replicas
+        self._replicas = contacts.options.num_replicas
         self._targets: dict[DHTID, _Target] = {}
         self._not_accepted = 0
         for record in records:
@@ -189,7 +189,7 @@ class Placement:
             lacking = list(self._targets)
         if lacking:
             # somewhat wider than the replicas: tables are incomplete, and nodes have gone
-            width = min(self._node.protocol.bucket_size, 2 * self._replicas) if beam_size is None else beam_size
+            width = min(self._contacts.protocol.bucket_size, 2 * self._replicas) if beam_size is None else beam_size
             await self._find_nodes(lacking, num_workers, max(width, self._replicas), answered_only=True)
             await self._place()
 
@@ -200,7 +200,7 @@ class Placement:
 
         :param answered_only: only those that have answered; otherwise also those that they have named
         """
-        node = self._node
+        own_id = self._contacts.node_id
 
         def on_finished(lookup: Lookup) -> None:
             target, found = self._targets[lookup.target], lookup.known(2 * self._replicas)
@@ -212,21 +212,21 @@ class Placement:
                 found = lookup.nearest(beam_size)
             nodes: list[tuple[int, PeerID | None]] = [(each ^ lookup.target, peer) for each, peer in found]
             if not self._exclude_self:
-                nodes.append((node.node_id ^ lookup.target, None))
+                nodes.append((own_id ^ lookup.target, None))
             target.smooth = not lookup.failures
             target.nodes = [peer for _, peer in sorted(nodes, key=lambda each: each[0]) if peer not in target.asked]
 
-        lookups = [node.finder.lookup(key, beam_size) for key in keys]
+        lookups = [self._finder.lookup(key, beam_size) for key in keys]
         # as hivemind 1.1 does: the more keys, the more of them in one request
-        chunk_size = max(node.chunk_size, math.isqrt(len(lookups)))
-        ask = node.finder.ask_for_nodes
-        await node.finder.run(lookups, ask, on_finished, num_workers, chunk_size=chunk_size, beyond_crowds=True)
+        chunk_size = max(self._contacts.options.chunk_size, math.isqrt(len(lookups)))
+        ask = self._finder.ask_for_nodes
+        await self._finder.run(lookups, ask, on_finished, num_workers, chunk_size=chunk_size, beyond_crowds=True)
 
     async def _place(self) -> None:
         while batches := self._next_batches():
             here = batches.pop(None, [])
             for record in here:
-                self._note(record, record.store_in(self._node.protocol.storage))
+                self._note(record, record.store_in(self._contacts.protocol.storage))
             for key in {record.key for record in here}:
                 self._targets[key].responded += 1
             async with asyncio.TaskGroup() as group:
@@ -246,7 +246,7 @@ class Placement:
         keys, values, expirations, subkeys = zip(
             *((each.key, each.value, each.expiration_time, each.subkey) for each in records), strict=True
         )
-        answers = await self._node.call_store(peer, keys, values, expirations, subkeys)
+        answers = await self._contacts.store(peer, keys, values, expirations, subkeys)
         if answers is None:
             for record in records:
                 self._targets[record.key].smooth = False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from hivemind.aio import TaskScope, cancel_and_wait
 from hivemind.clock import Deadline, get_dht_time
@@ -13,13 +13,11 @@ from hivemind.config import check_seconds
 from hivemind.dht.changes import Change, coalesce, entries_of, progress
 from hivemind.dht.records import DHTKey, Subkey
 from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DHTLocalStorage
 from hivemind.errors import DeadlineExceeded, HivemindError, RuntimeClosedError
 from hivemind.log import get_logger
 from hivemind.runtime import HivemindFuture, Runtime, wait_for
 from hivemind.timed_storage import ValueWithExpiration
-
-if TYPE_CHECKING:
-    from hivemind.dht.node import DHTNode
 
 __all__ = ["DEFAULT_WATCH_INTERVAL", "DHTWatch", "Watch"]
 
@@ -40,11 +38,21 @@ class Watch:
     The nodes that hold the key are asked every ``interval`` seconds; what this node itself is given is seen at once. A
     reader that is slow gets the last state of each entry, not each one between: no more is kept than one change an
     entry. End it with `close`, or ``async with``; it also ends with the node.
+
+    :param latest: ``await latest(key)`` gives the latest value that the nodes have, or None
+    :param storage: what this node is given
     """
 
-    def __init__(self, node: DHTNode, key: DHTKey, interval: float, scope: TaskScope) -> None:
+    def __init__(
+        self,
+        latest: Callable[[DHTID], Awaitable[ValueWithExpiration[Any] | None]],
+        storage: DHTLocalStorage,
+        key: DHTKey,
+        interval: float,
+        scope: TaskScope,
+    ) -> None:
         check_seconds("interval", interval)
-        self._node = node
+        self._latest = latest
         self._key = DHTID.generate(source=key)
         self._interval = interval
         self._known: dict[Subkey, ValueWithExpiration[Any]] = {}
@@ -53,7 +61,7 @@ class Watch:
         self._news = asyncio.Event()
         self._poke = asyncio.Event()
         self._closed = False
-        self._unlisten: Callable[[], None] = node.protocol.storage.listen(self._key, self._poke.set)
+        self._unlisten: Callable[[], None] = storage.listen(self._key, self._poke.set)
         self._task = scope.start(self._run(), name="watch of a DHT key")
         self._task.add_done_callback(lambda _: self._finish())
 
@@ -90,13 +98,13 @@ class Watch:
         while True:
             self._poke.clear()
             try:
-                found = await self._node.get_many_by_id([self._key], float("inf"))
+                found = await self._latest(self._key)
             except RuntimeClosedError:
                 return
             except HivemindError as error:
                 logger.debug("watching %s: %s", self._key, error)
-                found = {self._key: None}
-            self._take(entries_of(found[self._key]))
+                found = None
+            self._take(entries_of(found))
             await asyncio.sleep(_SHORTEST_PAUSE)
             await self._pause()
 

@@ -1,0 +1,75 @@
+"""The other nodes, as one node sees them: whom it may ask, and what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from multiaddr import Multiaddr
+
+from hivemind.clock import DHTExpiration
+from hivemind.dht.blacklist import Blacklist
+from hivemind.dht.config import DHTNodeOptions
+from hivemind.dht.lookup import Node
+from hivemind.dht.messages import FoundValue, Seen
+from hivemind.dht.protocol import DHTProtocol
+from hivemind.dht.records import Subkey
+from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import StoredValue
+from hivemind.identity import PeerID
+
+__all__ = ["Contacts"]
+
+
+class Contacts:
+    """Calls of one node to others. Peers that do not answer are left alone for a while. Owned by the network thread.
+
+    :param protocol: the node's own side
+    :param initial_peers: where the swarm was joined, and is joined again
+    """
+
+    def __init__(self, protocol: DHTProtocol, options: DHTNodeOptions, initial_peers: tuple[Multiaddr, ...]) -> None:
+        self.protocol = protocol
+        self.options = options
+        self.initial_peers = initial_peers
+        self.node_id = protocol.node_id
+        #: peers that are left alone
+        self.blacklist = Blacklist(options.blacklist_time, options.backoff_rate)
+
+    @property
+    def peer_id(self) -> PeerID:
+        """The peer of this node itself."""
+        return self.protocol.p2p.peer_id
+
+    def near(self, target: DHTID, count: int) -> list[Node]:
+        """Up to ``count`` known nodes nearest to ``target``, nearest first, without those that are left alone."""
+        known = self.protocol.routing_table.get_nearest_neighbors(target, count)
+        return [each for each in known if each[1] not in self.blacklist]
+
+    async def find(
+        self, peer: PeerID, keys: Sequence[DHTID], node_id: DHTID, seen: Seen | None = None, *, values: bool = True
+    ) -> dict[DHTID, tuple[FoundValue | None, dict[DHTID, PeerID]]] | None:
+        """`DHTProtocol.call_find`; None also if the peer is left alone."""
+        if peer in self.blacklist:
+            return None
+        answer = await self.protocol.call_find(peer, keys, node_id, seen, values=values)
+        self._note(peer, answered=answer is not None)
+        return answer
+
+    async def store(
+        self,
+        peer: PeerID,
+        keys: Sequence[DHTID],
+        values: Sequence[StoredValue],
+        expirations: Sequence[DHTExpiration],
+        subkeys: Sequence[Subkey],
+    ) -> list[bool] | None:
+        """`DHTProtocol.call_store`, also to a peer that is left alone."""
+        answer = await self.protocol.call_store(peer, keys, values, expirations, subkeys)
+        self._note(peer, answered=answer is not None)
+        return answer
+
+    def _note(self, peer: PeerID, *, answered: bool) -> None:
+        if answered:
+            self.blacklist.register_success(peer)
+        else:
+            self.blacklist.register_failure(peer)
