@@ -5,27 +5,35 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from hivemind.clock import monotonic
 from hivemind.errors import RuntimeClosedError
 from hivemind.p2p.metrics import LATENCY_BOUNDS
-from hivemind.p2p.watch import HandlerStats
+from hivemind.p2p.watch import HandlerStats, HandlerWatch
 from hivemind.prometheus_text import escaped, head, histogram
 from hivemind.runtime import get_runtime, pool_backlog
 
-if TYPE_CHECKING:
-    from hivemind.p2p.control import ControlClient
-
-__all__ = ["metrics_text", "register_metrics", "track"]
+__all__ = ["Counted", "metrics_text", "register_metrics", "track"]
 
 #: Seconds to wait for the network thread, which answers at once unless something holds it.
 _LAG_SECONDS: Final = 1.0
 
-_clients: weakref.WeakSet[ControlClient] = weakref.WeakSet()
+
+class Counted(Protocol):
+    """A client of a daemon that counts what it does."""
+
+    watch: HandlerWatch
+
+    @property
+    def open_streams(self) -> int:
+        """Calls and streams under way, both ways."""
 
 
-def track(client: ControlClient) -> None:
+_clients: weakref.WeakSet[Counted] = weakref.WeakSet()
+
+
+def track(client: Counted) -> None:
     """Count ``client`` in, as long as it lives."""
     _clients.add(client)
 
@@ -52,7 +60,7 @@ def metrics_text() -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _merged(clients: Iterable[ControlClient]) -> dict[str, HandlerStats]:
+def _merged(clients: Iterable[Counted]) -> dict[str, HandlerStats]:
     """The handlers of all clients of this process, by name."""
     merged: dict[str, HandlerStats] = {}
     for watch in {client.watch for client in clients}:  # one that was connected anew goes on with its watch
@@ -64,7 +72,7 @@ def _merged(clients: Iterable[ControlClient]) -> dict[str, HandlerStats]:
     return merged
 
 
-def _lines(handlers: dict[str, HandlerStats], clients: Iterable[ControlClient]) -> Iterator[str]:
+def _lines(handlers: dict[str, HandlerStats], clients: Iterable[Counted]) -> Iterator[str]:
     for name, kind, help_text in (
         ("calls", "counter", "Runs of handlers begun."),
         ("errors", "counter", "Runs of handlers that raised, other than that they are busy."),

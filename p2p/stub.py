@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hivemind.errors import ConfigError
 from hivemind.identity import PeerID
+from hivemind.p2p.handler_table import RPCHandler
 from hivemind.p2p.p2p import P2P
-
-if TYPE_CHECKING:
-    from hivemind.p2p.servicer import RPCHandler
 
 __all__ = ["StubBase", "make_stub"]
 

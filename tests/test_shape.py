@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,27 @@ def test_modules_say_what_they_are_for() -> None:
 def test_files_are_one_concept() -> None:
     lengths = {name_of(path): len(path.read_text().splitlines()) for path in modules()}
     assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def installed_name(path: Path) -> str:
+    """`p2p/auth.py` is imported as `hivemind.p2p.auth`."""
+    folder, *rest = path.relative_to(ROOT).with_suffix("").parts
+    parts = ["hivemind", *{"core": [], "scripts": ["cli"]}.get(folder, [folder]), *rest]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports for type checkers count: two files in a circle have to be understood together."""
+    imported = {}
+    paths = {installed_name(path): path for path in modules()}
+    for name, path in paths.items():
+        found = (node for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) and node.module)
+        named = {(node.module, f"{node.module}.{alias.name}") for node in found for alias in node.names}
+        imported[name] = {inner if inner in paths else outer for outer, inner in named} & paths.keys()
+    try:
+        tuple(graphlib.TopologicalSorter(imported).static_order())
+    except graphlib.CycleError as error:
+        raise AssertionError(f"a circle of imports: {' → '.join(error.args[1])}") from None
 
 
 def test_functions_are_small() -> None:

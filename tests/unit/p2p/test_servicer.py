@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from hivemind.p2p import MemoryNetwork, P2PContext, ServicerBase
-from hivemind.p2p.servicer import RPCHandler, handlers_of, wire_name
+from hivemind.p2p.handler_table import RPCHandler, handlers_of, wire_name
 from hivemind.proto import test_pb2
 from hivemind.virtual_clock import run_virtual
 
