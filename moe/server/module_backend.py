@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -19,13 +19,18 @@ __all__ = ["ModuleBackend", "check_inputs", "has_nan"]
 
 logger = get_logger(__name__)
 
+Tensors = tuple[torch.Tensor, ...]
+
+#: Bytes of inputs whose outputs are computed at a time on a processor.
+_SPAN_BYTES: Final = 2**22
+
 
 class ModuleBackend:
     """A module that clients call through a server: `forward` answers, `backward` gives gradients *and* trains it.
 
     Both take and give flat lists of tensors whose first dimension is the batch. Samples must not depend on each other
-    (no batch normalisation): the server puts requests of several clients into one batch. Not thread-safe: a server
-    calls it on the thread of the expert's device only.
+    (no batch normalisation): the server puts requests of several clients into one batch, and outputs of a large batch
+    are computed in parts. Not thread-safe: a server calls it on the thread of the expert's device only.
 
     :param name: the expert's uid
     :param module: takes tensors, gives a tensor or a nested structure of tensors
@@ -101,7 +106,7 @@ class ModuleBackend:
         :raises InputMismatch: if the module does not take shapes that differ from the schema
         """
         with torch.no_grad():
-            outputs = tuple(self._run(inputs))
+            outputs = _joined([self._run(span) for span in _spans(inputs, self.device)])
         self._check_numbers("output", outputs)
         return outputs
 
@@ -207,6 +212,25 @@ class ModuleBackend:
                 part.load_state_dict(state_dict[name])
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"state of {self.name}", name, f"one that fits ({error})") from error
+
+
+def _spans(tensors: Sequence[torch.Tensor], device: torch.device) -> list[Tensors]:
+    """The samples of a batch that are computed at a time, in order.
+
+    On a processor they are so few that what is between inputs and outputs stays near it, in memory that was used for
+    the last ones: fresh memory of a large batch costs a page fault for every 4 KiB.
+    """
+    batch, size = len(tensors[0]), sum(tensor.nbytes for tensor in tensors)
+    count = min(batch, -(-size // _SPAN_BYTES)) if device.type == "cpu" else 1
+    if count <= 1:
+        return [tuple(tensors)]
+    step = -(-batch // count)
+    return [tuple(tensor[start : start + step] for tensor in tensors) for start in range(0, batch, step)]
+
+
+def _joined(spans: Sequence[Sequence[torch.Tensor]]) -> Tensors:
+    """The results of all samples."""
+    return tuple(spans[0]) if len(spans) == 1 else tuple(torch.cat(column) for column in zip(*spans, strict=True))
 
 
 class _Seed(torch.autograd.Function):

@@ -281,3 +281,27 @@ def test_what_is_not_a_number_is_found_wherever_it_is(dtype: torch.dtype) -> Non
         assert has_nan(spoilt)
     assert not has_nan(torch.empty(0, 4, dtype=dtype))
     assert not has_nan(torch.ones(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("batch", [1, 1024, 1025, 2500])
+def test_large_batches_are_computed_in_parts(batch: int) -> None:
+    """Of both inputs and both outputs, whatever remains for the last part; and all of it is looked at."""
+    largest: list[int] = []
+
+    class Sizes(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            largest.append(len(x))
+            return 2 * x, (x.sum(1, keepdim=True) + y).sqrt()
+
+    wide, narrow = BatchTensorDescriptor(1000, dtype=torch.float32), BatchTensorDescriptor(24, dtype=torch.float32)
+    backend = ModuleBackend("e.0", Sizes(), args_schema=(wide, narrow))
+    x, y = torch.rand(batch, 1000), torch.rand(batch, 24)
+    largest.clear()
+    first, second = backend.forward(x, y)
+    assert torch.equal(first, 2 * x)
+    torch.testing.assert_close(second, (x.sum(1, keepdim=True) + y).sqrt())
+    assert sum(largest) == batch
+    assert max(largest) <= 1024
+    y[-1, -1] = -1e6
+    with pytest.raises(ExpertFailed):
+        backend.forward(x, y)
