@@ -1,7 +1,7 @@
 """Tensors as bytes on the wire of hivemind 1.1.
 
 * `base`: the codec interface, what a codec may know of a tensor, and the codec that changes nothing;
-* `buffers`: tensors and plain memory, and what a message may say of itself;
+* `buffers`: tensors and plain memory, and what a message may say of itself; `output`: memory for what codecs write;
 * `floating`: 16 bits an element; `uniform`, `quantile`, `blockwise`: 8 bits, with what they share in `codebook`;
 * `adaptive`: strategies that choose a codec by size, role or key;
 * `registry`: which codec reads which ``CompressionType``, those of other packages among them;

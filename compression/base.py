@@ -27,6 +27,7 @@ from hivemind.compression.buffers import (
     read_header,
     to_buffer,
 )
+from hivemind.compression.output import as_bytes
 from hivemind.compression.spec import TensorDescriptor
 from hivemind.errors import SerializationError, TensorLengthError
 from hivemind.large_blocks import keep_large_blocks
@@ -186,9 +187,7 @@ class BufferCodec(CompressionBase):
     def compress(self, tensor: torch.Tensor, info: CompressionInfo, allow_inplace: bool = False) -> runtime_pb2.Tensor:
         keep_large_blocks()
         message, buffer = self.encode(tensor, info, allow_inplace)
-        data = bytes(buffer)
-        del buffer  # protobuf copies once more: into the memory that this gives back
-        message.buffer = data
+        message.buffer = as_bytes(buffer)  # protobuf copies once more
         return message
 
     def extract(self, serialized_tensor: TensorMessage, device: torch.device = CPU) -> torch.Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
-from hivemind.compression.buffers import Buffer, allocate, from_buffer, to_buffer
+from hivemind.compression.buffers import Buffer, allocate, from_buffer
 from hivemind.compression.chunks import Scratch, Spans, walk
 from hivemind.compression.codebook import (
     CODES,
@@ -23,6 +23,7 @@ from hivemind.compression.codebook import (
     mark_non_finite,
 )
 from hivemind.compression.one_thread import one_thread
+from hivemind.compression.output import Output
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
 
@@ -68,8 +69,10 @@ class BlockwiseQuantization(BufferCodec):
         header = self._header(tensor, FLOATS)
         values, device = tensor.detach().contiguous().view(-1), tensor.device
         blocks = _blocks_in(len(values))
-        octets = allocate(self.encoded_bytes(tensor.shape, tensor.dtype), torch.uint8, device)
-        counts, scales, codes, indices = octets.split_with_sizes([_COUNTS_BYTES, 4 * blocks, 4 * CODES, len(values)])
+        output = Output(self.encoded_bytes(tensor.shape, tensor.dtype), device)
+        counts, scales, codes, indices = output.octets.split_with_sizes(
+            [_COUNTS_BYTES, 4 * blocks, 4 * CODES, len(values)]
+        )
         scales, codes = scales.view(torch.float32), codes.view(torch.float32)
         counts.view(torch.int64).copy_(torch.tensor([blocks, CODES]))
         codes.copy_(_codes(CODES))
@@ -80,7 +83,7 @@ class BlockwiseQuantization(BufferCodec):
             codes[:FINITE_CODES] = _codes(FINITE_CODES)
             _encode_blocks(finite, _nearest(FINITE_CODES, device), scales, indices)
             mark_non_finite(single, indices, codes)
-        return header, to_buffer(octets)
+        return header, output.buffer()
 
     def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> torch.Tensor:
         octets, length = memoryview(buffer), shape.numel()

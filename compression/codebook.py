@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element
-from hivemind.compression.buffers import Array, Buffer, allocate, dtype_name, from_buffer, on_cpu, to_buffer
+from hivemind.compression.buffers import Array, Buffer, allocate, dtype_name, from_buffer, on_cpu
 from hivemind.compression.chunks import Spans, span_of, spans_in, walk
+from hivemind.compression.output import Output
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
 
@@ -74,8 +75,8 @@ class CodebookCodec(BufferCodec):
     ) -> tuple[runtime_pb2.Tensor, Buffer]:
         header = self._header(tensor, FLOATS)
         values = tensor.detach().contiguous().view(-1)
-        octets = allocate(self.encoded_bytes(tensor.shape, tensor.dtype), torch.uint8, tensor.device)
-        count, codebook, indices = octets.split_with_sizes([_COUNT_BYTES, 4 * CODES, len(values)])
+        output = Output(self.encoded_bytes(tensor.shape, tensor.dtype), tensor.device)
+        count, codebook, indices = output.octets.split_with_sizes([_COUNT_BYTES, 4 * CODES, len(values)])
         count.view(torch.int64).fill_(CODES)
         codebook = codebook.view(torch.float32).zero_()
         if len(values):
@@ -84,7 +85,7 @@ class CodebookCodec(BufferCodec):
                 self._fit_finite(values.to(torch.float32), indices, codebook)
             else:
                 codebook[: len(fitted)] = fitted
-        return header, to_buffer(octets)
+        return header, output.buffer()
 
     def _fit_finite(self, values: torch.Tensor, indices: torch.Tensor, codebook: torch.Tensor) -> None:
         """`fit` for values some of which are not finite."""

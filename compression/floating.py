@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
-from hivemind.compression.buffers import Buffer, Elements, allocate, from_buffer, on_cpu, to_buffer
+from hivemind.compression.buffers import Buffer, Elements, allocate, from_buffer, on_cpu
 from hivemind.compression.chunks import CPU_SPAN, Scratch, Spans, walk
 from hivemind.compression.moments import moments
+from hivemind.compression.output import Output
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
 
@@ -39,7 +40,8 @@ class Float16Compression(BufferCodec):
     ) -> tuple[runtime_pb2.Tensor, Buffer]:
         header = self._header(tensor, _FLOATS)
         values = tensor.detach().contiguous().view(-1)
-        half = allocate(len(values), torch.float16, values.device)
+        output = Output(2 * len(values), values.device)
+        half = output.octets.view(torch.float16)
 
         def encode(spans: Spans) -> None:
             scratch = Scratch(values, torch.float32)
@@ -51,7 +53,7 @@ class Float16Compression(BufferCodec):
                 half[start:stop] = torch.clamp(span, -FP16_MAX, FP16_MAX, out=single)
 
         walk(encode, len(values), values.device)
-        return header, to_buffer(half)
+        return header, output.buffer()
 
     def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> torch.Tensor:
         if dtype == torch.float16:
@@ -98,8 +100,8 @@ class ScaledFloat16Compression(BufferCodec):
         count, width = _rows_of(tensor.shape)
         header = self._header(tensor, _FLOATS)
         rows = tensor.detach().contiguous().view(count, width)
-        octets = allocate(self.encoded_bytes(tensor.shape, tensor.dtype), torch.uint8, tensor.device)
-        half = octets[: 2 * count * width].view(torch.float16).view(count, width)
+        output = Output(self.encoded_bytes(tensor.shape, tensor.dtype), tensor.device)
+        half = output.octets[: 2 * count * width].view(torch.float16).view(count, width)
         scales = torch.empty(2, count, 1, dtype=torch.float32, device=tensor.device)  # means, then deviations
 
         def encode(spans: Spans) -> None:
@@ -111,8 +113,8 @@ class ScaledFloat16Compression(BufferCodec):
                 _normalise_long(rows[row], half[row], scales[:, row])
         else:
             walk(encode, count, tensor.device, unit=max(1, width))
-        octets[2 * count * width :] = scales.view(-1).view(torch.uint8)
-        return header, to_buffer(octets)
+        output.octets[2 * count * width :] = scales.view(-1).view(torch.uint8)
+        return header, output.buffer()
 
     def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> torch.Tensor:
         count, width = _rows_of(shape)
