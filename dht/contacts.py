@@ -6,15 +6,13 @@ from collections.abc import Sequence
 
 from multiaddr import Multiaddr
 
-from hivemind.clock import DHTExpiration
 from hivemind.dht.blacklist import Blacklist
 from hivemind.dht.config import DHTNodeOptions
 from hivemind.dht.lookup import Node
 from hivemind.dht.messages import FoundValue, Seen
+from hivemind.dht.outgoing import Record
 from hivemind.dht.protocol import DHTProtocol
-from hivemind.dht.records import Subkey
 from hivemind.dht.routing import DHTID
-from hivemind.dht.storage import StoredValue
 from hivemind.identity import PeerID
 
 __all__ = ["Contacts"]
@@ -55,15 +53,11 @@ class Contacts:
         self._note(peer, answered=answer is not None)
         return answer
 
-    async def store(
-        self,
-        peer: PeerID,
-        keys: Sequence[DHTID],
-        values: Sequence[StoredValue],
-        expirations: Sequence[DHTExpiration],
-        subkeys: Sequence[Subkey],
-    ) -> list[bool] | None:
+    async def store(self, peer: PeerID, records: Sequence[Record]) -> list[bool] | None:
         """`DHTProtocol.call_store`, also to a peer that is left alone."""
+        keys, values, expirations, subkeys = zip(
+            *((each.key, each.value, each.expiration_time, each.subkey) for each in records), strict=True
+        )
         answer = await self.protocol.call_store(peer, keys, values, expirations, subkeys)
         self._note(peer, answered=answer is not None)
         return answer

@@ -210,6 +210,12 @@ class Lookup:
         answered = (node for _, node in self._by_distance if self.states[node] is NodeState.ANSWERED)
         return [(node_id, self.peers[node_id]) for node_id, _ in zip(answered, range(k), strict=False)]
 
+    def silent(self, k: int) -> list[PeerID]:
+        """Nodes that were asked and have not answered, and else would be among the ``k`` nearest heard of."""
+        farthest = self._by_distance[k - 1][0] if len(self._by_distance) >= k else DHTID.MAX
+        failed = (node_id for node_id in self.asked if self.states[node_id] is NodeState.FAILED)
+        return [self.peers[node_id] for node_id in failed if node_id ^ self.target < farthest]
+
     def crowded(self, density: float) -> bool:
         """Whether far more nodes are near the target than the swarm has elsewhere; see `crowds`."""
         return not self._stopped and is_crowded((distance for distance, _ in self._by_distance), density)

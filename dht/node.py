@@ -18,11 +18,13 @@ from hivemind.dht.finding import Finder
 from hivemind.dht.getting import Getter, Result
 from hivemind.dht.key_search import KeySearch
 from hivemind.dht.maintenance import Maintenance
+from hivemind.dht.outgoing import Record, make_records
 from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.records import DHTKey, DHTValue, Subkey
+from hivemind.dht.retries import Retries
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
-from hivemind.dht.storing import Placement, Record, make_records
+from hivemind.dht.storing import Placement
 from hivemind.dht.validation import CompositeValidator, RecordValidatorBase
 from hivemind.dht.watch import DEFAULT_WATCH_INTERVAL, Watch
 from hivemind.errors import RuntimeClosedError
@@ -62,6 +64,7 @@ class DHTNode:
         self._owns_p2p = owns_p2p
         self._scope = TaskScope("background of DHTNode")
         self._getter = Getter(contacts, self.finder, self._scope)
+        self._retries = Retries(contacts, self._scope)
 
     @classmethod
     async def create(
@@ -202,7 +205,9 @@ class DHTNode:
         self._check_alive()
         validator = self.protocol.record_validator
         records, results = make_records(keys, values, expiration_time, subkeys, validator)
-        placement = Placement(self.contacts, self.finder, records, exclude_self=exclude_self or self.client_mode)
+        placement = Placement(
+            self.contacts, self.finder, self._retries, records, exclude_self=exclude_self or self.client_mode
+        )
         run = placement.run(num_workers if num_workers is not None else self.num_workers, beam_size)
         if await_all_replicas:
             await run

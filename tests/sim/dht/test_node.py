@@ -39,6 +39,52 @@ def test_silent_peers_are_left_alone() -> None:
     run_virtual(main)
 
 
+def test_a_node_that_slept_during_a_store_is_given_what_it_missed() -> None:
+    """It is the nearest to the key and asked first: its dictionary must not lack the entry until it is stored anew."""
+
+    async def main() -> None:
+        async with dht_swarm(8) as swarm:
+            writer, reader = swarm.nodes[0], swarm.nodes[1]
+            key = next(key for key in map(str, range(100)) if _nearest(swarm.nodes, key) is swarm.nodes[5])
+            sleeper = swarm.nodes[5]
+            expiration = get_dht_time() + 3600
+            assert await writer.store(key, 1, expiration, subkey="before")
+            with swarm.net.freeze(sleeper.p2p):
+                assert await writer.store(key, 2, expiration, subkey="meanwhile")
+                assert await writer.store("too short-lived", 1, get_dht_time() + 1)
+                await asyncio.sleep(1)
+
+            def held() -> set[Any]:
+                stored = sleeper.protocol.storage.get(DHTID.generate(source=key))
+                assert stored is not None
+                return set(stored.value.data)
+
+            assert held() == {"before"}
+            await eventually(lambda: held() == {"before", "meanwhile"}, "it is given the entry", seconds=10)
+            assert set((await reader.get(key)).value) == {"before", "meanwhile"}
+
+    run_virtual(main)
+
+
+def test_who_stays_away_is_not_waited_for_for_ever() -> None:
+    async def main() -> None:
+        async with dht_swarm(8) as swarm:
+            writer, gone = swarm.nodes[0], swarm.nodes[5]
+            expiration = get_dht_time() + 3600
+            with swarm.net.freeze(gone.p2p):
+                for number in range(20):
+                    assert await writer.store(str(number), 1, expiration)
+                assert set(writer._retries._owed) == {gone.peer_id}
+                await eventually(lambda: not writer._retries._owed, "both further tries have failed", seconds=60)
+
+    run_virtual(main)
+
+
+def _nearest(nodes: list[DHTNode], key: str) -> DHTNode:
+    key_id = DHTID.generate(source=key)
+    return min(nodes, key=lambda node: node.node_id ^ key_id)
+
+
 def test_client_nodes_answer_nothing() -> None:
     async def main() -> None:
         async with dht_swarm(4) as swarm:

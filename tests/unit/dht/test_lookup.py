@@ -186,3 +186,16 @@ def test_while_nodes_are_slow_others_are_asked() -> None:
     lookup.answer(DHTID(1), [])
     assert lookup.finished
     assert [node_id for node_id, _ in lookup.nearest(2)] == [1, 2]
+
+
+def test_the_silent_are_those_that_would_be_among_the_nearest() -> None:
+    lookup = Lookup(DHTID(0), beam_size=4)
+    lookup.hear(node(DHTID(number)) for number in range(1, 10))
+    for number in range(1, 8):
+        lookup.ask(DHTID(number))
+    for number in (1, 4, 6):
+        lookup.fail(DHTID(number))
+    # the others are 2, 3, 5, 7, 8, 9
+    assert lookup.silent(2) == [PeerID(DHTID(1).to_bytes())]
+    assert set(lookup.silent(4)) == {PeerID(DHTID(number).to_bytes()) for number in (1, 4, 6)}
+    assert set(lookup.silent(20)) == set(lookup.silent(4))
