@@ -297,5 +297,8 @@ class TaskPool(TaskPoolBase):
         for output in flat:
             if output.ndim < 1 or output.shape[0] != sum(sizes):
                 raise ExpertFailed(f"{self.name}: {sum(sizes)} samples gave an output of shape {tuple(output.shape)}")
-        parts = [output.detach().cpu().split(sizes) for output in flat]
+        flat = [output.detach().cpu() for output in flat]
+        if len(tasks) == 1:
+            return [tuple(flat)]
+        parts = [output.split(sizes) for output in flat]
         return [tuple(column[index] for column in parts) for index in range(len(tasks))]

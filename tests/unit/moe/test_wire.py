@@ -14,7 +14,7 @@ from hivemind.proto import runtime_pb2
 
 tensors = st.builds(
     runtime_pb2.Tensor,
-    buffer=st.binary(max_size=300),
+    buffer=st.builds(lambda tail, times: bytes(times) + tail, st.binary(max_size=300), st.sampled_from([0, 2**14])),
     size=st.lists(st.integers(0, 2**32 - 1), max_size=4),
     requires_grad=st.booleans(),
     dtype=st.text(max_size=9),
