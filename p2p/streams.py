@@ -26,8 +26,11 @@ class Link(Protocol):
     window: int
     max_message: int
 
-    def write(self, header: bytes, payload: Buffer = b"") -> None:
-        """Send a frame, soon and in order. ``payload`` must not change any more."""
+    def write(self, header: bytes, payload: Buffer = b"", *, last: bool = False) -> None:
+        """Send a frame, soon and in order. ``payload`` must not change any more.
+
+        :param last: the stream sends no more in this turn of the loop
+        """
         ...
 
     def writable(self) -> asyncio.Future[None] | None:
@@ -135,7 +138,7 @@ class ControlStream:
                 count = self._outgoing.take(len(view) - sent)
                 ahead = count if self.mode is Mode.RAW else len(view) - sent
                 header = pack_header(FrameType.DATA, self.number, count, flags=flags, aux=ahead)
-                self._link.write(header, view[sent : sent + count])
+                self._link.write(header, view[sent : sent + count], last=self.mode is Mode.UNARY)
                 sent += count
                 if sent == len(view):
                     break

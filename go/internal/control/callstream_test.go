@@ -66,7 +66,7 @@ func TestIdleStreamsAreClosed(t *testing.T) {
 	for _, id := range ids {
 		a.mustReceive(id, []byte("x"))
 	}
-	until(t, "they are kept", func() bool { return a.idleStreams() > 0 })
+	mustBeIdle(t, a)
 	a.server.idle.sweep()
 	if a.idleStreams() == 0 {
 		t.Error("closed before their time")
@@ -79,9 +79,11 @@ func TestIdleStreamsAreClosed(t *testing.T) {
 	}
 	a.server.idle.mu.Unlock()
 	a.server.idle.sweep()
-	if left := a.idleStreams(); left != 0 || len(a.server.idle.peers) != 0 {
-		t.Errorf("%d streams are kept", left)
+	a.server.idle.mu.Lock()
+	if a.server.idle.total != 0 || len(a.server.idle.peers) != 0 {
+		t.Errorf("%d streams are kept, of %d peers", a.server.idle.total, len(a.server.idle.peers))
 	}
+	a.server.idle.mu.Unlock()
 	go b.echo(1)
 	if _, _, fault := a.call(b.node.ID(), "T.rpc_a", nil); fault != nil {
 		t.Error(fault)

@@ -10,12 +10,14 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"hivemind/p2pd/internal/rawio"
 )
 
 // conn is one control connection: the owner's or a guest's.
 type conn struct {
 	server *Server
-	sock   net.Conn
+	sock   *rawio.Conn
 	owner  bool
 	out    *writer
 	ctx    context.Context
@@ -34,9 +36,9 @@ type conn struct {
 const readBuffer = 64 << 10
 
 func newConn(server *Server, sock net.Conn, owner bool) *conn {
-	c := &conn{server: server, sock: sock, owner: owner, streams: make(map[uint32]*stream)}
+	c := &conn{server: server, sock: rawio.New(sock), owner: owner, streams: make(map[uint32]*stream)}
 	c.ctx, c.cancel = context.WithCancelCause(server.ctx)
-	c.out = newWriter(sock)
+	c.out = newWriter(c.sock.WriteAll)
 	return c
 }
 

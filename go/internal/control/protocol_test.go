@@ -46,7 +46,7 @@ func FuzzParseTarget(f *testing.F) {
 
 func TestWriterKeepsOrderAndBytes(t *testing.T) {
 	var out bytes.Buffer
-	w := newWriter(&out)
+	w := newWriter(func(pieces net.Buffers) (int64, error) { return pieces.WriteTo(&out) })
 	var want bytes.Buffer
 	for i, size := range []int{0, 1, copyLimit, copyLimit + 1, MaxPayload, 3, MaxPayload, MaxPayload, MaxPayload, MaxPayload, 0} {
 		h := header{kind: typeData, stream: uint32(i), aux: uint32(size), length: uint32(size)}
@@ -69,15 +69,11 @@ func TestWriterKeepsOrderAndBytes(t *testing.T) {
 }
 
 func TestWriterThatFailsFreesItsSenders(t *testing.T) {
-	w := newWriter(failing{})
+	w := newWriter(func(net.Buffers) (int64, error) { return 0, net.ErrClosed })
 	for w.sendData(frame{payload: make([]byte, MaxPayload)}) { // ends, where a sender would wait for ever
 	}
 	<-w.done
 }
-
-type failing struct{}
-
-func (failing) Write([]byte) (int, error) { return 0, net.ErrClosed }
 
 // TestBrokenProtocolEndsTheConnection sends frames that no client may send.
 func TestBrokenProtocolEndsTheConnection(t *testing.T) {

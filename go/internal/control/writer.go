@@ -1,7 +1,6 @@
 package control
 
 import (
-	"io"
 	"net"
 	"sync"
 )
@@ -24,7 +23,7 @@ type frame struct {
 
 // writer sends frames in the order of the calls, batched, from one goroutine.
 type writer struct {
-	out io.Writer
+	out func(net.Buffers) (int64, error)
 
 	mu     sync.Mutex
 	room   sync.Cond // mu: queued shrank, or err set
@@ -37,7 +36,7 @@ type writer struct {
 	heads []byte // the goroutine's: headers and small payloads of a batch
 }
 
-func newWriter(out io.Writer) *writer {
+func newWriter(out func(net.Buffers) (int64, error)) *writer {
 	w := &writer{out: out, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	w.room.L = &w.mu
 	go w.run()
@@ -143,7 +142,7 @@ func (w *writer) run() {
 func (w *writer) write(frames []frame) error {
 	for len(frames) > 0 {
 		vector, n := w.gather(frames)
-		_, err := vector.WriteTo(w.out)
+		_, err := w.out(vector)
 		for i := range n {
 			frames[i].owned.free()
 			frames[i] = frame{}

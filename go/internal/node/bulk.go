@@ -6,6 +6,8 @@ import (
 	"net"
 	"sync"
 	"syscall"
+
+	"hivemind/p2pd/internal/rawio"
 )
 
 // bulkSize is what a connection reads at once, four records of TLS.
@@ -19,8 +21,8 @@ var (
 
 // bulkConn is the network's side of an encrypted connection. TLS serialises its writes, but those of alerts may come at any time.
 type bulkConn struct {
-	net.Conn
-	kernel syscall.RawConn // nil where it is hidden
+	*rawio.Conn
+	kernel syscall.RawConn // nil where it is hidden: then a buffer waits with the reader
 
 	in   *[bulkSize]byte // of the reading goroutine: nil while nothing is left
 	left []byte          // of the reading goroutine: what of in is to be taken
@@ -31,11 +33,7 @@ type bulkConn struct {
 }
 
 func newBulkConn(conn net.Conn) *bulkConn {
-	c := &bulkConn{Conn: conn}
-	if sock, ok := conn.(syscall.Conn); ok {
-		c.kernel, _ = sock.SyscallConn() // without it a buffer waits with the reader
-	}
-	return c
+	return &bulkConn{Conn: rawio.New(conn), kernel: rawio.Kernel(conn)}
 }
 
 // Read implements net.Conn.
@@ -62,11 +60,7 @@ func (c *bulkConn) fill() error {
 		n, err = c.Conn.Read(c.in[:])
 	} else if waited := c.kernel.Read(func(fd uintptr) bool {
 		c.in, _ = bulkIn.Get().(*[bulkSize]byte)
-		for {
-			if n, err = syscall.Read(int(fd), c.in[:]); !errors.Is(err, syscall.EINTR) {
-				break
-			}
-		}
+		n, err = rawio.Read(fd, c.in[:])
 		if !errors.Is(err, syscall.EAGAIN) {
 			return true
 		}
