@@ -22,7 +22,7 @@ logger = get_logger(__name__)
 
 Tensors = tuple[torch.Tensor, ...]
 
-#: Bytes of inputs whose outputs are computed at a time on a processor.
+#: Bytes of inputs, and gradients of outputs, that are worked on at a time on a processor.
 _SPAN_BYTES: Final = 2**22
 
 
@@ -30,8 +30,8 @@ class ModuleBackend:
     """A module that clients call through a server: `forward` answers, `backward` gives gradients *and* trains it.
 
     Both take and give flat lists of tensors whose first dimension is the batch. Samples must not depend on each other
-    (no batch normalisation): the server puts requests of several clients into one batch, and outputs of a large batch
-    are computed in parts. Not thread-safe: a server calls it on the thread of the expert's device only.
+    (no batch normalisation): the server puts requests of several clients into one batch, and a large batch is
+    computed in parts. Not thread-safe: a server calls it on the thread of the expert's device only.
 
     :param name: the expert's uid
     :param module: takes tensors, gives a tensor or a nested structure of tensors
@@ -125,23 +125,28 @@ class ModuleBackend:
         count = sum(1 for _ in nested_flatten(self.forward_schema))
         given, grad_outputs = inputs[:count], inputs[count:]
         try:
-            with torch.enable_grad():
-                leaves = [each.detach().requires_grad_(each.is_floating_point()) for each in given]
-                outputs = self._run(leaves)
-                pairs = [pair for pair in zip(outputs, grad_outputs, strict=True) if pair[0].requires_grad]
-                if any(output.shape != grad.shape for output, grad in pairs):
-                    shapes = [(tuple(output.shape), tuple(grad.shape)) for output, grad in pairs]
-                    raise InputMismatch(f"{self.name}: outputs and gradients differ in shape: {shapes}")
-                if pairs:
-                    grads = [grad.to(output.dtype) for output, grad in pairs]
-                    _Seed.apply(grads, *(output for output, _ in pairs)).backward()
-            gradients = tuple(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)
+            spans = _spans((*given, *grad_outputs), self.device)
+            gradients = _joined([self._differentiate(span[:count], span[count:]) for span in spans])
             self._check_numbers("gradient of an input", gradients)
             self._check_parameters()
             self.on_backward(given[0].shape[0])
         finally:
             self.module.zero_grad(set_to_none=True)
         return gradients
+
+    def _differentiate(self, given: Sequence[torch.Tensor], grad_outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The gradients for ``given``; those of the parameters are added to what they have."""
+        with torch.enable_grad():
+            leaves = [each.detach().requires_grad_(each.is_floating_point()) for each in given]
+            outputs = self._run(leaves)
+            pairs = [pair for pair in zip(outputs, grad_outputs, strict=True) if pair[0].requires_grad]
+            if any(output.shape != grad.shape for output, grad in pairs):
+                shapes = [(tuple(output.shape), tuple(grad.shape)) for output, grad in pairs]
+                raise InputMismatch(f"{self.name}: outputs and gradients differ in shape: {shapes}")
+            if pairs:
+                grads = [grad.to(output.dtype) for output, grad in pairs]
+                _Seed.apply(grads, *(output for output, _ in pairs)).backward()
+        return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         args, kwargs = nested_pack(inputs, structure=self.forward_schema)
@@ -221,11 +226,12 @@ def _spans(tensors: Sequence[torch.Tensor], device: torch.device) -> list[Tensor
     On a processor they are so few that what is between inputs and outputs stays near it, in memory that was used for
     the last ones: fresh memory of a large batch costs a page fault for every 4 KiB.
     """
-    batch, size = len(tensors[0]), sum(tensor.nbytes for tensor in tensors)
-    count = min(batch, -(-size // _SPAN_BYTES)) if device.type == "cpu" else 1
-    if count <= 1:
+    batches = {tensor.shape[:1].numel() for tensor in tensors}
+    size = sum(tensor.nbytes for tensor in tensors)
+    if device.type != "cpu" or size <= _SPAN_BYTES or len(batches) > 1:
         return [tuple(tensors)]
-    step = -(-batch // count)
+    (batch,) = batches
+    step = -(-batch // min(batch, -(-size // _SPAN_BYTES)))
     return [tuple(tensor[start : start + step] for tensor in tensors) for start in range(0, batch, step)]
 
 

@@ -305,3 +305,22 @@ def test_large_batches_are_computed_in_parts(batch: int) -> None:
     y[-1, -1] = -1e6
     with pytest.raises(ExpertFailed):
         backend.forward(x, y)
+
+
+def test_gradients_of_a_large_batch_are_those_of_autograd() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(1000, 8), nn.Tanh())
+    local = nn.Sequential(nn.Linear(1000, 8), nn.Tanh())
+    local.load_state_dict(module.state_dict())
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    schema = (BatchTensorDescriptor(1000, dtype=torch.float32),)
+    backend = ModuleBackend("e.0", module, args_schema=schema, optimizer=optimizer)
+    x, gradient = torch.randn(2500, 1000, requires_grad=True), torch.randn(2500, 8) / 2500
+    (given,) = backend.backward(x.detach(), gradient)
+    local(x).backward(gradient)
+    torch.testing.assert_close(given, x.grad)
+    torch.optim.SGD(local.parameters(), lr=0.1).step()
+    torch.testing.assert_close(module[0].weight, local[0].weight)
+    assert backend.updates == 1
+    with pytest.raises(InputMismatch):
+        backend.backward(x.detach(), torch.randn(2501, 8))
