@@ -1,10 +1,11 @@
-"""Keep the C library from giving the memory of each large message or tensor back to the system."""
+"""Memory that is free: kept by the C library for the next large message or tensor, or given back to the system."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 
-__all__ = ["keep_large_blocks"]
+__all__ = ["give_back", "keep_large_blocks"]
 
 #: The largest block from which glibc learns (32 MiB on 64 bits), less what it adds itself.
 _MOST_BYTES = 2**25 - 2**13
@@ -22,3 +23,13 @@ def keep_large_blocks(length: int = _MOST_BYTES) -> None:
     :param length: at the most, and by default, almost 32 MiB; larger blocks are not kept by glibc, whatever it has seen
     """
     bytes(min(length, _MOST_BYTES))
+
+
+def give_back() -> None:
+    """Give whole pages that are free back to the system, wherever they lie: milliseconds. Thread-safe.
+
+    For after something large was freed that nothing of its kind follows. Does nothing without glibc.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -17,6 +17,7 @@ from hivemind.dht import DHT, DHTNode
 from hivemind.errors import ConfigError
 from hivemind.moe.declare import find_experts
 from hivemind.moe.server.config import RANGE, ExpertOptions, check_pattern
+from hivemind.moe.server.large_pages import move_to_large_pages
 from hivemind.moe.server.layers import (
     ClippingWrapper,
     add_custom_models_from_file,
@@ -135,6 +136,7 @@ def make_backend(options: ExpertOptions, uid: ExpertUID, device: torch.device) -
         add_custom_models_from_file(options.custom_module_path)
     check_choice("expert_cls", options.expert_cls, name_to_block)
     module = name_to_block[options.expert_cls](options.hidden_dim).to(device)
+    move_to_large_pages(module)
     sample = name_to_input[options.expert_cls](DUMMY_BATCH_SIZE, options.hidden_dim)
     inputs = sample if isinstance(sample, tuple) else (sample,)
     optimizer, scheduler = _make_training(options, module)
