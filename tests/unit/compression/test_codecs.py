@@ -81,6 +81,13 @@ def test_none_restores_every_dtype_and_shape(dtype: torch.dtype, shape: tuple[in
     assert torch.equal(restored, tensor)
 
 
+def test_views_of_other_values_than_the_memory_holds() -> None:
+    """Conjugates and negatives are flags of a view; a broadcast tensor has fewer elements in memory than it has."""
+    numbers = torch.tensor([1 + 2j, 3 - 4j])
+    for tensor in (numbers.conj(), numbers.conj().imag, torch.tensor(3.0).expand(2, 3), torch.arange(5)[1::2]):
+        assert torch.equal(deserialize_torch_tensor(serialize_torch_tensor(tensor)), tensor)
+
+
 @pytest.mark.parametrize("compression", [runtime_pb2.NONE, runtime_pb2.FLOAT16])
 def test_restored_tensors_are_writable_and_keep_requires_grad(
     compression: runtime_pb2.CompressionType.ValueType,
