@@ -49,10 +49,12 @@ def _about(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tuple[floa
             first, last = start // BLOCK, start // BLOCK + whole
             rows, rest = span[: whole * BLOCK].view(whole, BLOCK), span[whole * BLOCK :]
             # a dot product holds the interpreter's lock in numpy, and takes long in torch
-            torch.linalg.vector_norm(rows, dim=1, out=norms[first:last])
-            torch.sum(rows, dim=1, out=sums[first:last])
-            if len(rest):
-                sums[last], norms[last] = rest.sum(), torch.linalg.vector_norm(rest)
+            if whole:
+                torch.linalg.vector_norm(rows, dim=1, out=norms[first:last])
+                torch.sum(rows, dim=1, out=sums[first:last])
+            if whole * BLOCK < stop - start:
+                torch.linalg.vector_norm(rest, out=norms[last])
+                torch.sum(rest, dim=0, out=sums[last])
 
     walk(add, len(values), values.device)
     mean = float(sums.sum(dtype=torch.float64)) / len(values)
