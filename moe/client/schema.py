@@ -153,10 +153,11 @@ class AnswerBounds:
         """
         batch = len(question[0])
         exact = all(tensor.shape[1:] == each.instance_size for tensor, each in zip(question, takes, strict=True))
-        # answers are taken to grow with what is asked
-        growth = max(
-            1.0, *(tensor.numel() / max(1, batch * each.numel()) for tensor, each in zip(question, takes, strict=True))
-        )
+        growth = 1.0
+        if not exact:  # answers are taken to grow with what is asked
+            growth = max(
+                growth, *(each.numel() / max(1, batch * one.numel()) for each, one in zip(question, takes, strict=True))
+            )
         elements = [math.ceil(growth * batch * descriptor.numel()) for descriptor in gives]
         sizes = [4 if descriptor.dtype is None else max(4, descriptor.dtype.itemsize) for descriptor in gives]
         plain = sum(count * size for count, size in zip(elements, sizes, strict=True))
