@@ -2,6 +2,7 @@ package life
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -51,6 +52,7 @@ func reclaim(ctx context.Context) {
 		}
 		now := readHeap()
 		if isAtRest(before, now) {
+			runtime.GC() // what lies in pools goes with the second collection
 			debug.FreeOSMemory()
 			now = readHeap()
 		}

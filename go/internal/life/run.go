@@ -27,9 +27,7 @@ const (
 	// flushTime bounds writing the last log lines.
 	flushTime = 100 * time.Millisecond
 
-	// The heap is small and made of short-lived buffers: collecting it at four times its live size saves a tenth of the time
-	// under load, and the limit makes the collector busier before a large heap gets out of hand.
-	gcPercent   = 400
+	// memoryLimit makes the collector busier before a large heap gets out of hand.
 	memoryLimit = 384 << 20
 )
 
@@ -44,7 +42,7 @@ func useProcessors(cfg *config.Config) {
 
 // Run is the daemon from its configuration on in to its exit code.
 func Run(in io.Reader, out, errOut io.Writer) int {
-	debug.SetGCPercent(gcPercent)
+	keepHeadroom()
 	debug.SetMemoryLimit(memoryLimit)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

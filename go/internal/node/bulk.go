@@ -46,7 +46,7 @@ func (c *bulkConn) Read(p []byte) (int, error) {
 	n := copy(p, c.left)
 	if c.left = c.left[n:]; len(c.left) == 0 {
 		bulkIn.Put(c.in)
-		c.in = nil
+		c.in, c.left = nil, nil // an empty rest would keep the buffer too
 	}
 	return n, nil
 }

@@ -53,7 +53,7 @@ func TestIdleConnectionsHoldNoBuffers(t *testing.T) {
 		}
 		got += n
 	}
-	if len(c.left) > 0 || c.in != nil {
+	if c.left != nil || c.in != nil {
 		t.Error("a buffer is held though nothing is left in it")
 	}
 	if _, err := c.Read(small); err != io.EOF || c.in != nil { //nolint:errorlint // yamux wants it bare
