@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/event"
@@ -46,6 +47,8 @@ type pushes struct {
 	log       *slog.Logger
 	protocols event.Emitter // of event.EvtPeerProtocolsUpdated
 	completed event.Emitter // of event.EvtPeerIdentificationCompleted
+
+	keeping sync.Mutex // of two pushes of one peer the later counts whole, with its handlers and its addresses
 }
 
 // takePushes takes over from the library; close ends it.
@@ -109,28 +112,7 @@ func readPush(stream network.Stream) (*pb.Identify, error) {
 
 func (p *pushes) take(conn network.Conn, message *pb.Identify) {
 	remote := conn.RemotePeer()
-	store := p.host.Peerstore()
-	names := protocol.ConvertFromStrings(message.GetProtocols())
-	names = names[:min(len(names), pushProtocols)]
-	before, err := store.GetProtocols(remote)
-	if err == nil {
-		err = store.SetProtocols(remote, names...)
-	}
-	if err != nil {
-		p.log.Debug("a peer's handlers", "peer", remote, "error", err)
-	}
-
-	addrs := usableFrom(conn.RemoteMultiaddr(), pushedAddrs(remote, message))
-	ttl := peerstore.RecentlyConnectedAddrTTL
-	if state := p.host.Network().Connectedness(remote); state == network.Connected || state == network.Limited {
-		ttl = peerstore.ConnectedAddrTTL
-	}
-	for _, old := range []time.Duration{peerstore.RecentlyConnectedAddrTTL, peerstore.ConnectedAddrTTL} {
-		store.UpdateAddrs(remote, old, peerstore.TempAddrTTL)
-	}
-	store.AddAddrs(remote, addrs, ttl)
-	store.UpdateAddrs(remote, peerstore.TempAddrTTL, 0) // those that are no longer told
-
+	before, names, addrs := p.keep(conn, message)
 	observed, err := ma.NewMultiaddrBytes(message.GetObservedAddr())
 	if err != nil {
 		observed = nil
@@ -144,6 +126,33 @@ func (p *pushes) take(conn network.Conn, message *pb.Identify) {
 	if err != nil {
 		p.log.Debug("events of a push", "peer", remote, "error", err)
 	}
+}
+
+// keep puts a peer's handlers and addresses in the place of those known.
+func (p *pushes) keep(conn network.Conn, message *pb.Identify) (before, names []protocol.ID, addrs []ma.Multiaddr) {
+	remote, store := conn.RemotePeer(), p.host.Peerstore()
+	names = protocol.ConvertFromStrings(message.GetProtocols())
+	names = names[:min(len(names), pushProtocols)]
+	addrs = usableFrom(conn.RemoteMultiaddr(), pushedAddrs(remote, message))
+	p.keeping.Lock()
+	defer p.keeping.Unlock()
+	before, err := store.GetProtocols(remote)
+	if err == nil {
+		err = store.SetProtocols(remote, names...)
+	}
+	if err != nil {
+		p.log.Debug("a peer's handlers", "peer", remote, "error", err)
+	}
+	ttl := peerstore.RecentlyConnectedAddrTTL
+	if state := p.host.Network().Connectedness(remote); state == network.Connected || state == network.Limited {
+		ttl = peerstore.ConnectedAddrTTL
+	}
+	for _, old := range []time.Duration{peerstore.RecentlyConnectedAddrTTL, peerstore.ConnectedAddrTTL} {
+		store.UpdateAddrs(remote, old, peerstore.TempAddrTTL)
+	}
+	store.AddAddrs(remote, addrs, ttl)
+	store.UpdateAddrs(remote, peerstore.TempAddrTTL, 0) // those that are no longer told
+	return before, names, addrs
 }
 
 // pushedAddrs are the addresses that a peer has signed, or else those that it only says.
