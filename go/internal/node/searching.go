@@ -31,12 +31,25 @@ func newSearchingHost(h host.Host, routing routedhost.Routing) *searchingHost {
 	return &searchingHost{RoutedHost: routedhost.Wrap(h, routing), host: h, routing: routing}
 }
 
+// streamAttempts bounds the connections of one peer that end while a stream is opened on them.
+const streamAttempts = 3
+
 // NewStream implements host.Host.
-func (h *searchingHost) NewStream(ctx context.Context, p peer.ID, names ...protocol.ID) (network.Stream, error) {
-	if err := h.Connect(ctx, peer.AddrInfo{ID: p}); err != nil {
-		return nil, err
+//
+// A peer that dials several addresses at once keeps one connection, and of the others says nothing where they are QUIC. This side
+// learns that one is gone when it asks who is there, for which the library waits before it gives the stream; but then it gives a stream
+// of the dead connection. Nothing has been sent on it yet, so that another may take its place.
+func (h *searchingHost) NewStream(ctx context.Context, p peer.ID, names ...protocol.ID) (stream network.Stream, err error) {
+	for range streamAttempts {
+		if err := h.Connect(ctx, peer.AddrInfo{ID: p}); err != nil {
+			return nil, err
+		}
+		stream, err = h.host.NewStream(ctx, p, names...)
+		if err != nil || !stream.Conn().IsClosed() {
+			break
+		}
 	}
-	return h.host.NewStream(ctx, p, names...)
+	return stream, err
 }
 
 // Connect implements host.Host.

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/core/routing"
@@ -62,5 +64,47 @@ func TestSlowDialsGoOnWhereTheRoutingKnowsNothingNewer(t *testing.T) {
 		if err == nil || ctx.Err() == nil {
 			t.Errorf("%s: %v before its time was over", name, err)
 		}
+	}
+}
+
+// TestAConnectionThatEndsBeforeItIsKnownToLiveIsNotUsed has a peer with two connections, of which one is never answered, and ends.
+func TestAConnectionThatEndsBeforeItIsKnownToLiveIsNotUsed(t *testing.T) {
+	caller, callee := start(t, nil), start(t, nil)
+	callee.Handle("T.echo", echo)
+	if err := caller.Connect(within(t), info(t, callee)); err != nil {
+		t.Fatal(err)
+	}
+	if err := exchange(t, caller, callee, 100); err != nil {
+		t.Fatal(err)
+	}
+	ghost, err := libp2p.New(libp2p.Identity(callee.host.Peerstore().PrivKey(callee.ID())), libp2p.NoListenAddrs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ghost.Close() })
+	end := make(chan struct{})
+	ghost.Network().SetStreamHandler(func(s network.Stream) {
+		<-end
+		_ = s.Conn().Close()
+	})
+	if err := ghost.Connect(within(t), info(t, caller)); err != nil {
+		t.Fatal(err)
+	}
+	var dead network.Conn
+	until(t, "the second connection is there", func() bool {
+		for _, conn := range caller.host.Network().ConnsToPeer(callee.ID()) {
+			if len(conn.GetStreams()) > 0 {
+				dead = conn
+			}
+		}
+		return dead != nil
+	})
+	before := len(dead.GetStreams())
+	done := make(chan error, 1)
+	go func() { done <- exchange(t, caller, callee, 100) }()
+	until(t, "a stream is opened on it", func() bool { return len(dead.GetStreams()) > before })
+	close(end)
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
