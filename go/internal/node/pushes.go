@@ -44,6 +44,7 @@ const (
 // others: a relay, which each peer behind a router tells its addresses some seconds after it has joined, would not know the way to most of them.
 type pushes struct {
 	host      host.Host
+	identify  identify.IDService
 	log       *slog.Logger
 	protocols event.Emitter // of event.EvtPeerProtocolsUpdated
 	completed event.Emitter // of event.EvtPeerIdentificationCompleted
@@ -53,6 +54,10 @@ type pushes struct {
 
 // takePushes takes over from the library; close ends it.
 func takePushes(h host.Host, log *slog.Logger) (*pushes, error) {
+	identifying, ok := h.(interface{ IDService() identify.IDService })
+	if !ok {
+		return nil, fmt.Errorf("a %T does not identify peers", h)
+	}
 	protocols, err := h.EventBus().Emitter(new(event.EvtPeerProtocolsUpdated))
 	if err != nil {
 		return nil, err
@@ -61,7 +66,7 @@ func takePushes(h host.Host, log *slog.Logger) (*pushes, error) {
 	if err != nil {
 		return nil, errors.Join(err, protocols.Close())
 	}
-	p := &pushes{host: h, log: log, protocols: protocols, completed: completed}
+	p := &pushes{host: h, identify: identifying.IDService(), log: log, protocols: protocols, completed: completed}
 	h.SetStreamHandler(identify.IDPush, rateLimiter(pushRatePerIP, pushBurstPerIP).Limit(p.serve))
 	return p, nil
 }
@@ -81,6 +86,10 @@ func (p *pushes) serve(stream network.Stream) {
 		return
 	}
 	_ = stream.Close()
+	select { // what it said when it connected is older, but may come later
+	case <-p.identify.IdentifyWait(stream.Conn()):
+	case <-time.After(pushTime):
+	}
 	p.take(stream.Conn(), message)
 }
 
