@@ -117,13 +117,9 @@ def combine_from_streaming(stream: Iterable[runtime_pb2.Tensor]) -> runtime_pb2.
     :raises SerializationError: if there are no chunks, or more bytes than the header allows
     """
     whole = assemble(stream)
-    return runtime_pb2.Tensor(
-        compression=whole.compression,  # type: ignore[arg-type]  # other packages have numbers of their own
-        buffer=bytes(whole.buffer),
-        size=whole.size,
-        dtype=whole.dtype,
-        requires_grad=whole.requires_grad,
-    )
+    message = whole.header
+    message.buffer = bytes(whole.buffer)
+    return message
 
 
 def assemble(chunks: Iterable[TensorMessage]) -> TensorView:

@@ -299,7 +299,8 @@ class DHTNode:
         self._check_alive()
 
         async def latest(key_id: DHTID) -> Result:
-            return (await self.get_many_by_id([key_id], float("inf")))[key_id]  # type: ignore[no-any-return]
+            found: dict[DHTID, Result] = await self.get_many_by_id([key_id], float("inf"))
+            return found[key_id]
 
         return Watch(latest, self.protocol.storage, key, interval, self._scope)
 

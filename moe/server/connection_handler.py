@@ -24,14 +24,7 @@ from hivemind.errors import (
     UnknownExpert,
 )
 from hivemind.identity import PeerID
-from hivemind.moe.messages import (
-    as_told,
-    decode,
-    encode,
-    pack_schema,
-    read_requests,
-    split_responses,
-)
+from hivemind.moe.messages import as_told, decode, encode, pack_schema, read_requests, split_responses
 from hivemind.moe.server.fair_queue import Share
 from hivemind.moe.server.module_backend import ModuleBackend, check_inputs
 from hivemind.moe.server.task_pool import TaskPool

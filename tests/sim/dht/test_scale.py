@@ -7,6 +7,7 @@ import math
 
 from hivemind.virtual_clock import run_virtual
 from tests.support.dht_crowd import Crowd, churn, corrupt
+from tests.support.waiting import eventually
 
 
 def test_hops_and_requests_grow_with_the_logarithm() -> None:
@@ -58,8 +59,7 @@ def test_living_keys_are_found_under_churn() -> None:
             alive = {node.node_id for node in crowd.nodes}
             known = [node_id for node in crowd.nodes for node_id, _ in node.protocol.routing_table]
             assert sum(node_id in alive for node_id in known) >= 0.75 * len(known)
-        await asyncio.sleep(60)
-        assert min(crowd.held_where_due(keys)) >= 4
+        await eventually(lambda: min(crowd.held_where_due(keys)) >= 4, "records are where they should be", seconds=60)
         await crowd.close()
 
     run_virtual(main)
