@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 
+from hivemind.compression.spare_blocks import LARGEST, SMALLEST, take_block
 from hivemind.errors import SerializationError
 from hivemind.large_blocks import keep_large_blocks
 
@@ -122,13 +123,15 @@ def on_cpu(device: torch.device) -> bool:
 def allocate(length: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A 1-d tensor of ``length`` elements that are not set.
 
-    On a CPU from numpy, which asks the system for huge pages where there is much: torch does not, and then the page
-    faults of fresh memory take several times as long as what a codec does with it.
+    On a CPU it is memory that was used before, or from numpy, which asks the system for huge pages where there is much:
+    torch does not, and then the page faults of fresh memory take several times as long as what a codec does with it.
     """
     if device.type != "cpu":
         return torch.empty(length, dtype=dtype, device=device)
     keep_large_blocks()
     size = length * dtype.itemsize
+    if SMALLEST <= size <= LARGEST:
+        return torch.from_numpy(take_block(size)).view(dtype)
     octets = np.empty(size + _LINE - 1, np.uint8)
     start = -octets.ctypes.data % _LINE
     return torch.from_numpy(octets[start : start + size]).view(dtype)
