@@ -47,7 +47,7 @@ run: env ## Train on real images in a local swarm of PEERS=4 processes
 	@$(PY) examples/digits/swarm.py --peers $(PEERS) $(ARGS)
 
 test: env legacy nat-tools ## All that a change must pass, from a fresh checkout
-	@$(PY) tools/run_suites.py lint types arch proto-check go unit sim net nat docs compat fuzz soak
+	@$(PY) tools/run_suites.py lint types arch proto-check go unit kernels sim net nat docs compat fuzz soak
 
 bench: env legacy ## Measure this library and hivemind 1.1.12 in turn, and print the ratio
 	@$(PY) benchmarks/run.py $(ARGS)
@@ -148,9 +148,12 @@ proto-check: $(PROTO) ## Whether the generated messages are fresh
 
 ## Tests
 
-.PHONY: unit sim gpu net nat compat docs go fuzz soak
+.PHONY: unit kernels sim gpu net nat compat docs go fuzz soak
 unit: $(PACKAGE) ## Pure parts, golden bytes, the shape of the code
 	@$(PYTEST) $(REPORT) tests/unit tests/test_shape.py $(ARGS)
+
+kernels: $(PACKAGE) ## What GPUs compute in one kernel, in the interpreter of Triton (skipped where there is none)
+	@TRITON_INTERPRET=1 $(PYTEST) $(REPORT) tests/kernels $(ARGS)
 
 sim: $(PACKAGE) ## Swarms on the memory network, in virtual time
 	@$(PYTEST) $(REPORT) tests/sim $(ARGS)

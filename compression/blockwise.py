@@ -22,12 +22,13 @@ from hivemind.compression.codebook import (
     indices_in,
     mark_non_finite,
 )
+from hivemind.compression.fused import fused
 from hivemind.compression.one_thread import one_thread
 from hivemind.compression.output import Output
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
 
-__all__ = ["BlockwiseQuantization", "dynamic_map"]
+__all__ = ["BlockwiseQuantization", "decode_blocks", "dynamic_map", "encode_blocks"]
 
 #: Consecutive elements that share a scale.
 BLOCK = 4096
@@ -76,12 +77,12 @@ class BlockwiseQuantization(BufferCodec):
         scales, codes = scales.view(torch.float32), codes.view(torch.float32)
         counts.view(torch.int64).copy_(torch.tensor([blocks, CODES]))
         codes.copy_(_codes(CODES))
-        _encode_blocks(values, _nearest(CODES, device), scales, indices)
+        encode_blocks(values, BLOCK, _nearest(CODES, device), scales, indices)
         if not all_finite(scales):
             single = values.to(torch.float32)
             finite = torch.where(torch.isfinite(single), single, 0)
             codes[:FINITE_CODES] = _codes(FINITE_CODES)
-            _encode_blocks(finite, _nearest(FINITE_CODES, device), scales, indices)
+            encode_blocks(finite, BLOCK, _nearest(FINITE_CODES, device), scales, indices)
             mark_non_finite(single, indices, codes)
         return header, output.buffer()
 
@@ -94,17 +95,11 @@ class BlockwiseQuantization(BufferCodec):
             raise SerializationError(
                 f"{scale_count} scales and {code_count} codes in {len(octets)} bytes for {length} elements"
             )
-        scales = from_buffer(octets[_COUNTS_BYTES:start], torch.float32, device).view(-1, 1)
+        scales = from_buffer(octets[_COUNTS_BYTES:start], torch.float32, device)
         codes = from_buffer(octets[start:stop], torch.float32, device)
         indices = indices_in(octets[stop:], code_count, device)
-        values, lookup = allocate(length, dtype, device), Lookup(codes, length)
-
-        def decode(spans: Spans) -> None:
-            for first, last in spans:
-                span = slice(first * BLOCK, last * BLOCK)
-                _decode_blocks(indices[span], lookup, scales[first:last], values[span])
-
-        walk(decode, blocks, device, unit=BLOCK)
+        values = allocate(length, dtype, device)
+        decode_blocks(values, BLOCK, codes, scales, indices)
         return values.reshape(shape)
 
     def buffer_lengths(self, shape: torch.Size, dtype: torch.dtype) -> Sequence[int]:
@@ -146,27 +141,48 @@ def _nearest(count: int, device: torch.device) -> torch.Tensor:
     return torch.bucketize(halves, (codes[1:] + codes[:-1]) / 2).to(torch.uint8).to(device)
 
 
-def _encode_blocks(values: torch.Tensor, nearest: torch.Tensor, scales: torch.Tensor, indices: torch.Tensor) -> None:
-    """Write ``scales`` and ``indices``. A scale is not finite if its block has an element that is not."""
+@fused
+def encode_blocks(
+    values: torch.Tensor, block: int, nearest: torch.Tensor, scales: torch.Tensor, indices: torch.Tensor
+) -> None:
+    """Write ``scales``, one for each ``block`` of ``values``, and ``indices``, found in the table ``nearest``.
+
+    A scale is not finite if its block has an element that is not.
+    """
     length = len(values)
 
     def encode(spans: Spans) -> None:
-        scratch = Scratch(values, torch.float32, torch.float16, torch.int32, unit=BLOCK)
+        scratch = Scratch(values, torch.float32, torch.float16, torch.int32, unit=block)
         for first, last in spans:
-            start, stop, whole = first * BLOCK, min(last * BLOCK, length), (last - first) * BLOCK
+            start, stop, whole = first * block, min(last * block, length), (last - first) * block
             span, (work, half, pattern) = values[start:stop], scratch.of(whole)
             if span.dtype != torch.float32 or len(span) < whole:
                 work[: len(span)] = span
                 work[len(span) :] = 0
                 span = work
-            blocks, largest = span.view(-1, BLOCK), scales[first:last]
+            blocks, largest = span.view(-1, block), scales[first:last]
             _largest(blocks, largest)
-            torch.div(blocks, largest[:, None], out=work.view(-1, BLOCK))
+            torch.div(blocks, largest[:, None], out=work.view(-1, block))
             # a float16 has digits enough to tell codes apart, and few enough for a table of all its patterns
             pattern.copy_(half.copy_(work).view(torch.uint16))
             torch.index_select(nearest, 0, pattern[: stop - start], out=indices[start:stop])
 
-    walk(encode, len(scales), values.device, unit=BLOCK)
+    walk(encode, len(scales), values.device, unit=block)
+
+
+@fused
+def decode_blocks(
+    values: torch.Tensor, block: int, codes: torch.Tensor, scales: torch.Tensor, indices: Indices
+) -> None:
+    """Write the code at each of ``indices``, times the scale of its block, to ``values``, 1-d."""
+    lookup = Lookup(codes, len(values))
+
+    def decode(spans: Spans) -> None:
+        for first, last in spans:
+            span = slice(first * block, last * block)
+            _decode_few(values[span], block, lookup, scales[first:last, None], indices[span])
+
+    walk(decode, len(scales), values.device, unit=block)
 
 
 def _largest(blocks: torch.Tensor, out: torch.Tensor) -> None:
@@ -176,15 +192,15 @@ def _largest(blocks: torch.Tensor, out: torch.Tensor) -> None:
     out.masked_fill_(out == 0, 1)
 
 
-def _decode_blocks(indices: Indices, lookup: Lookup, scales: torch.Tensor, values: torch.Tensor) -> None:
+def _decode_few(values: torch.Tensor, block: int, lookup: Lookup, scales: torch.Tensor, indices: Indices) -> None:
     """Write ``values`` of a few blocks, the last of which may be shorter; ``scales`` is ``(blocks, 1)``."""
     single = values if values.dtype == torch.float32 else torch.empty_like(values, dtype=torch.float32)
     lookup.take(indices, single)
-    whole = len(single) // BLOCK
+    whole = len(single) // block
     if whole == len(scales):
-        single.view(whole, BLOCK).mul_(scales)
+        single.view(whole, block).mul_(scales)
     else:
-        single[: whole * BLOCK].view(whole, BLOCK).mul_(scales[:whole])
-        single[whole * BLOCK :].mul_(scales[whole])
+        single[: whole * block].view(whole, block).mul_(scales[:whole])
+        single[whole * block :].mul_(scales[whole])
     if single is not values:
         values.copy_(single)

@@ -18,6 +18,7 @@ import torch
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element
 from hivemind.compression.buffers import Array, Buffer, allocate, dtype_name, from_buffer, on_cpu
 from hivemind.compression.chunks import Spans, span_of, spans_in, walk
+from hivemind.compression.fused import fused
 from hivemind.compression.output import Output
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
@@ -33,6 +34,7 @@ __all__ = [
     "check_count",
     "cut_off",
     "indices_in",
+    "look_up",
     "mark_non_finite",
     "sums_by_index",
 ]
@@ -202,13 +204,19 @@ class Lookup:
     def take(self, indices: Indices, out: torch.Tensor) -> None:
         """``out[:] = values[indices]``, both 1-d. ``out`` begins at an even place of its memory."""
         if isinstance(indices, torch.Tensor):
-            torch.index_select(self._values, 0, indices.int(), out=out)
+            look_up(out, self._values, indices)
             return
         if self._pairs is None or len(indices) % 2:
             torch.index_select(self._values, 0, torch.from_numpy(indices.astype(np.int32)), out=out)
         else:
             two = torch.from_numpy(indices.view(np.uint16).astype(np.int32))
             torch.index_select(self._pairs, 0, two, out=out.view(self._pairs.dtype))
+
+
+@fused
+def look_up(values: torch.Tensor, codebook: torch.Tensor, indices: torch.Tensor) -> None:
+    """Write the element of ``codebook`` at each of ``indices``, uint8, to ``values``."""
+    torch.index_select(codebook, 0, indices.int(), out=values)
 
 
 def _pairs_of(values: torch.Tensor) -> torch.Tensor:

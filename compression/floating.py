@@ -10,12 +10,13 @@ import torch
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
 from hivemind.compression.buffers import Buffer, Elements, allocate, from_buffer, on_cpu
 from hivemind.compression.chunks import CPU_SPAN, Scratch, Spans, walk
+from hivemind.compression.fused import fused
 from hivemind.compression.moments import moments
 from hivemind.compression.output import Output
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
 
-__all__ = ["Float16Compression", "ScaledFloat16Compression"]
+__all__ = ["Float16Compression", "ScaledFloat16Compression", "round_to_half", "scale_rows", "unscale_rows"]
 
 FP16_MAX = 65504.0
 #: Relative error of rounding to float16, and absolute error where float16 has no more digits.
@@ -41,18 +42,7 @@ class Float16Compression(BufferCodec):
         header = self._header(tensor, _FLOATS)
         values = tensor.detach().contiguous().view(-1)
         output = Output(2 * len(values), values.device)
-        half = output.octets.view(torch.float16)
-
-        def encode(spans: Spans) -> None:
-            scratch = Scratch(values, torch.float32)
-            for start, stop in spans:
-                # via float32, as the wire format asks: float64 is rounded twice
-                span, (single,) = values[start:stop], scratch.of(stop - start)
-                if span.dtype != torch.float32:
-                    span = single.copy_(span)
-                half[start:stop] = torch.clamp(span, -FP16_MAX, FP16_MAX, out=single)
-
-        walk(encode, len(values), values.device)
+        round_to_half(values, output.octets.view(torch.float16))
         return header, output.buffer()
 
     def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> torch.Tensor:
@@ -108,28 +98,33 @@ class ScaledFloat16Compression(BufferCodec):
             for start, stop in spans:
                 half[start:stop], scales[0, start:stop], scales[1, start:stop] = _normalised(rows[start:stop])
 
-        if width > CPU_SPAN and on_cpu(rows.device):
+        if rows.numel() and not on_cpu(rows.device):
+            _normalise(rows, half, scales)
+        elif width > CPU_SPAN:
             for row in range(count):
                 _normalise_long(rows[row], half[row], scales[:, row])
         else:
-            walk(encode, count, tensor.device, unit=max(1, width))
+            walk(encode, count, rows.device, unit=max(1, width))
         output.octets[2 * count * width :] = scales.view(-1).view(torch.uint8)
         return header, output.buffer()
 
     def decode(self, buffer: Buffer, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> torch.Tensor:
         count, width = _rows_of(shape)
         octets, values = memoryview(buffer), allocate(count * width, dtype, device)
-        half = Elements(octets[: 2 * len(values)], torch.float16, device)
         means, stds = from_buffer(octets[2 * len(values) :], torch.float32, device).view(2, count, 1)
-        rows = values.view(count, width)
+        rows, octets = values.view(count, width), octets[: 2 * len(values)]
+        if not on_cpu(device):
+            unscale_rows(rows, from_buffer(octets, torch.float16, device).view(count, width), means, stds)
+            return rows.reshape(shape)
+        half = Elements(octets, torch.float16, device)
 
         def decode(spans: Spans) -> None:
             scratch = Scratch(values, torch.float16, unit=width)
             for start, stop in spans:
                 read = half.read(start * width, stop * width, *scratch.of((stop - start) * width)).view(-1, width)
-                rows[start:stop].copy_(read).mul_(stds[start:stop]).add_(means[start:stop])
+                unscale_rows(rows[start:stop], read, means[start:stop], stds[start:stop])
 
-        if width > CPU_SPAN and on_cpu(device):
+        if width > CPU_SPAN:
             for row in range(count):
                 _decode_long(half, row * width, means[row], stds[row], rows[row])
         elif width:
@@ -159,6 +154,34 @@ class ScaledFloat16Compression(BufferCodec):
         return 16 / bits_per_element(info)
 
 
+@fused
+def round_to_half(values: torch.Tensor, half: torch.Tensor) -> None:
+    """Write ``values``, 1-d, to ``half``, those beyond its range as the ends of that."""
+
+    def encode(spans: Spans) -> None:
+        scratch = Scratch(values, torch.float32)
+        for start, stop in spans:
+            # via float32, as the wire format asks: float64 is rounded twice
+            span, (single,) = values[start:stop], scratch.of(stop - start)
+            if span.dtype != torch.float32:
+                span = single.copy_(span)
+            half[start:stop] = torch.clamp(span, -FP16_MAX, FP16_MAX, out=single)
+
+    walk(encode, len(values), values.device)
+
+
+@fused
+def scale_rows(rows: torch.Tensor, means: torch.Tensor, stds: torch.Tensor, half: torch.Tensor) -> None:
+    """Write to ``half`` each row, without its mean, in its deviations; these two are float32 ``(rows, 1)``."""
+    half.copy_(rows.to(torch.float32).sub(means).div_(stds).clamp_(-FP16_MAX, FP16_MAX))
+
+
+@fused
+def unscale_rows(rows: torch.Tensor, half: torch.Tensor, means: torch.Tensor, stds: torch.Tensor) -> None:
+    """Write to ``rows`` what `scale_rows` made ``half`` of."""
+    rows.copy_(half).mul_(stds).add_(means)
+
+
 def _rows_of(shape: torch.Size) -> tuple[int, int]:
     """Number and length of the rows of a tensor of this shape."""
     if not shape:
@@ -175,6 +198,16 @@ def _normalised(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     if rows.numel() and not bool(torch.isfinite(std).all()):
         return _normalised_carefully(single)
     return centered.div_(std).clamp_(-FP16_MAX, FP16_MAX).to(torch.float16), mean, std
+
+
+def _normalise(rows: torch.Tensor, half: torch.Tensor, scales: torch.Tensor) -> None:
+    """`_normalised` of all rows, as accelerators do it: ``half`` and ``scales`` ``(2, rows, 1)`` are written to."""
+    variances, scales[0] = torch.var_mean(rows.to(torch.float32), dim=1, correction=0, keepdim=True)
+    scales[1] = variances.sqrt_().clamp_(min=_LEAST_STD)
+    if not bool(torch.isfinite(scales[1]).all()):
+        half[:], scales[0], scales[1] = _normalised_carefully(rows.to(torch.float32))
+    else:
+        scale_rows(rows, scales[0], scales[1], half)
 
 
 def _normalised_carefully(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

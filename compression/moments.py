@@ -7,8 +7,9 @@ import math
 import torch
 
 from hivemind.compression.chunks import Scratch, Spans, walk
+from hivemind.compression.fused import fused
 
-__all__ = ["moments"]
+__all__ = ["moments", "sum_blocks"]
 
 #: Values whose sums are computed in the dtype itself: a multiple of them is a span.
 BLOCK = 4096
@@ -38,26 +39,32 @@ def _about(values: torch.Tensor, shift: float, dtype: torch.dtype) -> tuple[floa
     """Mean and variance of ``values - shift``."""
     blocks = -(-len(values) // BLOCK)
     sums, norms = torch.empty(2, blocks, dtype=dtype, device=values.device)
-
-    def add(spans: Spans) -> None:
-        scratch = None if values.dtype == dtype and not shift else Scratch(values, dtype)
-        for start, stop in spans:
-            span = values[start:stop]
-            if scratch is not None:
-                span = scratch.of(stop - start)[0].copy_(span).sub_(shift)
-            whole = (stop - start) // BLOCK
-            first, last = start // BLOCK, start // BLOCK + whole
-            rows, rest = span[: whole * BLOCK].view(whole, BLOCK), span[whole * BLOCK :]
-            # a dot product holds the interpreter's lock in numpy, and takes long in torch
-            if whole:
-                torch.linalg.vector_norm(rows, dim=1, out=norms[first:last])
-                torch.sum(rows, dim=1, out=sums[first:last])
-            if whole * BLOCK < stop - start:
-                torch.linalg.vector_norm(rest, out=norms[last])
-                torch.sum(rest, dim=0, out=sums[last])
-
-    walk(add, len(values), values.device)
+    sum_blocks(values, BLOCK, shift, sums, norms)
     mean = float(sums.sum(dtype=torch.float64)) / len(values)
     variance = float(norms.double().square().sum()) / len(values) - mean * mean
     # a constant's may come out as less than nothing
     return mean, max(variance, 0.0) if math.isfinite(variance) else math.nan
+
+
+@fused
+def sum_blocks(values: torch.Tensor, block: int, shift: float, sums: torch.Tensor, norms: torch.Tensor) -> None:
+    """Write sum and norm of each ``block`` elements of ``values - shift``, in the dtype of ``sums``."""
+
+    def add(spans: Spans) -> None:
+        scratch = None if values.dtype == sums.dtype and not shift else Scratch(values, sums.dtype)
+        for start, stop in spans:
+            span = values[start:stop]
+            if scratch is not None:
+                span = scratch.of(stop - start)[0].copy_(span).sub_(shift)
+            whole = (stop - start) // block
+            first, last = start // block, start // block + whole
+            rows, rest = span[: whole * block].view(whole, block), span[whole * block :]
+            # a dot product holds the interpreter's lock in numpy, and takes long in torch
+            if whole:
+                torch.linalg.vector_norm(rows, dim=1, out=norms[first:last])
+                torch.sum(rows, dim=1, out=sums[first:last])
+            if whole * block < stop - start:
+                torch.linalg.vector_norm(rest, out=norms[last])
+                torch.sum(rest, dim=0, out=sums[last])
+
+    walk(add, len(values), values.device)

@@ -13,15 +13,17 @@ from hivemind.compression.base import rounding
 from hivemind.compression.buffers import Array, on_cpu
 from hivemind.compression.chunks import Scratch, Spans, span_of, spans_in, walk
 from hivemind.compression.codebook import CodebookCodec, all_finite
+from hivemind.compression.fused import fused
+from hivemind.compression.one_thread import one_thread
 from hivemind.proto import runtime_pb2
 
-__all__ = ["Quantile8BitQuantization"]
+__all__ = ["Quantile8BitQuantization", "assign_patterns", "count_patterns"]
 
 #: So many elements are sorted; of more, so many are looked at to see where they lie.
 _SAMPLE = 8192
 #: Bit patterns of a float16, that of -0.0 among them, and the largest finite value.
 _PATTERNS, _NEGATIVE_ZERO, _FP16_MAX = 2**16, 2**15, 65504.0
-#: What `_Scaling.patterns` needs.
+#: What `_patterns` needs.
 _SCRATCH = (torch.float32, torch.float16)
 
 
@@ -82,22 +84,25 @@ class _Scaling:
             center, spread = median, around
         return cls(center, 2.0 ** max(-120, min(120, math.frexp(spread)[1])) if spread else 1.0)
 
-    def patterns(self, values: torch.Tensor, scratch: list[torch.Tensor]) -> torch.Tensor:
-        """The bit pattern of each of ``values`` as a float16, as a whole number from 0 to 65535.
-
-        :param scratch: float32 and float16, for just as many values
-        """
-        scaled, half = scratch
-        torch.mul(values.to(torch.float32), 1 / self.scale, out=scaled)
-        if self.center:
-            scaled.sub_(self.center / self.scale)
-        return half.copy_(scaled.clamp_(-_FP16_MAX, _FP16_MAX)).view(torch.uint16)
-
     def tells_apart(self, sample: Array, codes: int) -> bool:
         """Whether the bounds of equal shares of ``sample``, which ascends, have patterns of their own."""
         bounds = torch.from_numpy(sample[:: max(1, len(sample) // codes)].copy())
-        found = np.unique(self.patterns(bounds, Scratch(bounds, *_SCRATCH).of(len(bounds))).numpy())
+        found = np.unique(
+            _patterns(bounds, self.center, self.scale, Scratch(bounds, *_SCRATCH).of(len(bounds))).numpy()
+        )
         return len(found) >= 0.9 * len(np.unique(bounds.numpy()))
+
+
+def _patterns(values: torch.Tensor, center: float, scale: float, scratch: list[torch.Tensor]) -> torch.Tensor:
+    """The bit pattern of each of ``values`` in a `_Scaling` as a float16, as a whole number from 0 to 65535.
+
+    :param scratch: as `_SCRATCH`, for just as many values
+    """
+    scaled, half = scratch
+    torch.mul(values.to(torch.float32), 1 / scale, out=scaled)
+    if center:
+        scaled.sub_(center / scale)
+    return half.copy_(scaled.clamp_(-_FP16_MAX, _FP16_MAX)).view(torch.uint16)
 
 
 def _median_size(values: Array) -> float:
@@ -152,7 +157,7 @@ def _shares(values: Array, counts: Array, codes: int) -> tuple[Array, Array]:
 def _fit_to_patterns(values: torch.Tensor, indices: torch.Tensor, codes: int, scaling: _Scaling) -> torch.Tensor | None:
     device = values.device
     order, ordered = _ordered_patterns()
-    counts = _count_patterns(values, scaling)[order]
+    counts = _counts(values, scaling)[order]
     suspect = counts.sum() < len(values) or counts[0] > 0 or counts[-1] > 0  # NaN, or clamped
     if suspect and not all_finite(values):
         return None
@@ -161,22 +166,24 @@ def _fit_to_patterns(values: torch.Tensor, indices: torch.Tensor, codes: int, sc
     table = np.zeros(_PATTERNS, np.uint8)
     table[order[present]] = shares
     table[_NEGATIVE_ZERO] = table[0]
-    share_of = torch.from_numpy(table).to(device)
-
-    def assign(spans: Spans) -> None:
-        scratch = Scratch(values, *_SCRATCH, torch.int32)
-        for start, stop in spans:
-            *steps, whole = scratch.of(stop - start)
-            whole.copy_(scaling.patterns(values[start:stop], steps))
-            torch.index_select(share_of, 0, whole, out=indices[start:stop])
-
-    walk(assign, len(values), device)
+    assign_patterns(values, scaling.center, scaling.scale, torch.from_numpy(table).to(device), indices)
     return torch.from_numpy(means * scaling.scale + scaling.center).float().to(device)
 
 
-def _count_patterns(values: torch.Tensor, scaling: _Scaling) -> Array:
+def _counts(values: torch.Tensor, scaling: _Scaling) -> Array:
     """How many of ``values`` have each pattern, int64 ``(65536,)``. Both zeros count as 0.0: in an order of patterns
     one would come after all of the other. Numpy goes on with them, as torch would spread each step over its threads."""
+    counts = torch.from_numpy(np.zeros(_PATTERNS, np.int64)).to(values.device)
+    count_patterns(values, scaling.center, scaling.scale, counts)
+    total: Array = counts.cpu().numpy()
+    total[0] += total[_NEGATIVE_ZERO]
+    total[_NEGATIVE_ZERO] = 0
+    return total
+
+
+@fused
+def count_patterns(values: torch.Tensor, center: float, scale: float, counts: torch.Tensor) -> None:
+    """Add to ``counts``, int64 ``(65536,)``, how many of ``values`` have each pattern of `_Scaling`."""
     tables: list[torch.Tensor] = []
 
     def count(spans: Spans) -> None:
@@ -186,16 +193,29 @@ def _count_patterns(values: torch.Tensor, scaling: _Scaling) -> Array:
         ones.all[0].fill_(1)
         for start, stop in spans:
             *steps, whole = scratch.of(stop - start)
-            whole.copy_(scaling.patterns(values[start:stop], steps))
+            whole.copy_(_patterns(values[start:stop], center, scale, steps))
             table.scatter_add_(0, whole, *ones.of(stop - start))
 
     walk(count, len(values), values.device)
-    total = np.zeros(_PATTERNS, np.int64)
-    for table in tables:
-        total += table.cpu().numpy()
-    total[0] += total[_NEGATIVE_ZERO]
-    total[_NEGATIVE_ZERO] = 0
-    return total
+    with one_thread():
+        for table in tables:
+            counts += table
+
+
+@fused
+def assign_patterns(
+    values: torch.Tensor, center: float, scale: float, share_of: torch.Tensor, indices: torch.Tensor
+) -> None:
+    """Write what the table ``share_of`` has for the pattern of each of ``values`` to ``indices``."""
+
+    def assign(spans: Spans) -> None:
+        scratch = Scratch(values, *_SCRATCH, torch.int32)
+        for start, stop in spans:
+            *steps, whole = scratch.of(stop - start)
+            whole.copy_(_patterns(values[start:stop], center, scale, steps))
+            torch.index_select(share_of, 0, whole, out=indices[start:stop])
+
+    walk(assign, len(values), values.device)
 
 
 def _fit_to_sorted(values: torch.Tensor, indices: torch.Tensor, codes: int) -> torch.Tensor | None:

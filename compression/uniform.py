@@ -9,10 +9,11 @@ from hivemind.compression.base import rounding
 from hivemind.compression.buffers import on_cpu
 from hivemind.compression.chunks import Scratch, Spans, walk
 from hivemind.compression.codebook import CODES, CodebookCodec, all_finite, cut_off, sums_by_index
+from hivemind.compression.fused import fused
 from hivemind.compression.moments import moments
 from hivemind.proto import runtime_pb2
 
-__all__ = ["Uniform8BitQuantization"]
+__all__ = ["Uniform8BitQuantization", "assign_steps"]
 
 #: Standard deviations that the codes span, from the lowest to the highest.
 _SIGMAS = 6
@@ -46,20 +47,7 @@ class Uniform8BitQuantization(CodebookCodec):
         # half a step more, as the conversion to whole numbers cuts off
         far, middle = abs(mean) > _FAR * sigma, CODES // 2 + 0.5
         offset = torch.tensor(middle if far else middle - mean * scale, dtype=work, device=values.device)
-        target = indices.numpy() if on_cpu(indices.device) else indices
-
-        def assign(spans: Spans) -> None:
-            scratch = Scratch(values, work)
-            for start, stop in spans:
-                span, (places,) = values[start:stop], scratch.of(stop - start)
-                if span.dtype != work:
-                    span = places.copy_(span)
-                if far:
-                    span = torch.sub(span, mean, out=places)
-                torch.add(offset, span, alpha=scale, out=places).clamp_(0, codes - 1)
-                cut_off(places, target[start:stop])
-
-        walk(assign, len(values), values.device)
+        assign_steps(values, indices, offset, scale, mean if far else 0.0, codes)
         every = len(values) // _SAMPLE | 1  # odd, so as not to be in step with rows
         sums, sizes = sums_by_index(indices[::every], values[::every])
         means = sums / np.maximum(sizes, 1)
@@ -77,3 +65,27 @@ class Uniform8BitQuantization(CodebookCodec):
         inner = (values - mean).abs() < reach
         bound = torch.where(inner, step * 1.01, max(step, largest - reach + step))
         return bound + rounding(values.abs() + abs(mean), tensor.dtype) + 2**-22 * abs(mean)
+
+
+@fused
+def assign_steps(
+    values: torch.Tensor, indices: torch.Tensor, offset: torch.Tensor, scale: float, shift: float, codes: int
+) -> None:
+    """Write the whole number below ``(values - shift) * scale + offset``, within ``range(codes)``, to ``indices``.
+
+    :param offset: 0-d, of the dtype in which it is computed
+    """
+    target = indices.numpy() if on_cpu(indices.device) else indices
+
+    def assign(spans: Spans) -> None:
+        scratch = Scratch(values, offset.dtype)
+        for start, stop in spans:
+            span, (places,) = values[start:stop], scratch.of(stop - start)
+            if span.dtype != offset.dtype:
+                span = places.copy_(span)
+            if shift:
+                span = torch.sub(span, shift, out=places)
+            torch.add(offset, span, alpha=scale, out=places).clamp_(0, codes - 1)
+            cut_off(places, target[start:stop])
+
+    walk(assign, len(values), values.device)

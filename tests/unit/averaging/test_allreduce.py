@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +14,8 @@ from hivemind.averaging.messages import PartMessage
 from hivemind.averaging.modes import AveragingMode
 from hivemind.averaging.reduction import reduce_part
 from hivemind.clock import Deadline
-from hivemind.compression import deserialize_torch_tensor, serialize_torch_tensor
+from hivemind.compression import NoCompression, deserialize_torch_tensor, serialize_torch_tensor
+from hivemind.compression.buffers import Buffer
 from hivemind.errors import ConfigError, SerializationError
 from hivemind.p2p import MemoryNetwork, PeerID
 from hivemind.proto import runtime_pb2
@@ -56,6 +57,55 @@ def test_golden_first_message() -> None:
         message.SerializeToString().hex()
         == "0804120147" + "2212" + "0a040000803f1201012207666c6f6174333229000000000000f03f"
     )
+
+
+class WatchedCompression(NoCompression):
+    """Tells when a part has been encoded."""
+
+    def __init__(self, encoded: Callable[[], object]) -> None:
+        self._encoded = encoded
+
+    def encode(self, *args: Any, **kwargs: Any) -> tuple[runtime_pb2.Tensor, Buffer]:
+        try:
+            return super().encode(*args, **kwargs)
+        finally:
+            self._encoded()
+
+
+def test_a_part_is_encoded_while_the_one_before_is_sent() -> None:
+    """One part ahead, so that neither codec nor network waits for the other; no more, as each takes memory."""
+
+    async def main() -> None:
+        loop, encoded = asyncio.get_running_loop(), asyncio.Semaphore(0)
+        async with members(MemoryNetwork(), 2, [(4,)]) as group:
+            runner = AllReduceRunner(
+                p2p=group[0].p2p,
+                servicer_type=RoundServicer,
+                prefix=None,
+                group_id=b"G",
+                tensors=group[0].tensors,
+                ordered_peer_ids=[member.peer_id for member in group],
+                peer_counts=[0, 1],
+                sender_timeout=1,
+                reducer_timeout=2,
+                deadline=Deadline.never(),
+                part_size_bytes=4,
+                compression=WatchedCompression(lambda: loop.call_soon_threadsafe(encoded.release)),
+            )
+            await encoded.acquire()  # to see whether the codec carries the dtype
+            parts = runner._parts_for(1, lambda: None, asyncio.Event())
+            seen = 0
+            for sent in range(1, 5):
+                await anext(parts)  # it is being sent until the next is asked for
+                async with asyncio.timeout(30):
+                    while seen < min(sent + 1, 4):
+                        await encoded.acquire()
+                        seen += 1
+                assert encoded.locked()
+            await parts.aclose()
+            await runner.close()
+
+    run_virtual(main)
 
 
 # -- one part ----------------------------------------------------------------------------------------------------------
