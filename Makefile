@@ -47,7 +47,7 @@ run: env ## Train on real images in a local swarm of PEERS=4 processes
 	@$(PY) examples/digits/swarm.py --peers $(PEERS) $(ARGS)
 
 test: env legacy nat-tools ## All that a change must pass, from a fresh checkout
-	@$(PY) tools/run_suites.py lint types arch proto-check go unit kernels sim net nat docs compat fuzz soak
+	@$(PY) tools/run_suites.py lint types arch proto-check go unit kernels gpu sim net nat docs compat fuzz soak
 
 bench: env legacy ## Measure this library and hivemind 1.1.12 in turn, and print the ratio
 	@$(PY) benchmarks/run.py $(ARGS)
@@ -158,7 +158,7 @@ kernels: $(PACKAGE) ## What GPUs compute in one kernel, in the interpreter of Tr
 sim: $(PACKAGE) ## Swarms on the memory network, in virtual time
 	@$(PYTEST) $(REPORT) tests/sim $(ARGS)
 
-gpu: $(PACKAGE) ## What runs on a GPU (skipped where torch has none)
+gpu: env ## What runs on a GPU; where torch has none, on an emulated one, without kernels
 	@$(PYTEST) $(REPORT) tests/gpu $(ARGS)
 
 net: env ## Real daemons on loopback

@@ -7,13 +7,13 @@ import torch
 
 from hivemind.averaging.reduction import reduce_part
 from hivemind.compression import BufferCodec, known_codecs, serialize_torch_tensor
+from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
-
 every_codec = pytest.mark.parametrize("codec", known_codecs(), ids=lambda codec: type(codec).__name__)
-GPU = torch.device("cuda")
+GPU = torch.device("cuda", 0)
 LENGTHS = [0, 1, 300, 8193, 3_000_001]
+SIXTEEN_BITS = (runtime_pb2.FLOAT16, runtime_pb2.MEANSTD_16BIT)
 
 
 def values(length: int) -> torch.Tensor:
@@ -33,8 +33,9 @@ def test_what_a_gpu_encodes_is_within_the_bound(codec: BufferCodec, length: int)
 
 @every_codec
 @pytest.mark.parametrize("length", LENGTHS)
-def test_both_devices_encode_about_alike_and_decode_alike(codec: BufferCodec, length: int) -> None:
-    tensor = values(length)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_both_devices_encode_about_alike_and_decode_alike(codec: BufferCodec, length: int, dtype: torch.dtype) -> None:
+    tensor = values(length).to(dtype)
     messages = [serialize_torch_tensor(each, codec.compression_type) for each in (tensor, tensor.to(GPU))]
     for message in messages:
         on_gpu = codec.extract(message, GPU)
@@ -46,11 +47,13 @@ def test_both_devices_encode_about_alike_and_decode_alike(codec: BufferCodec, le
         assert (first - second).abs().mean() <= 0.05 * (first - tensor).abs().mean() + 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @every_codec
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dtypes_and_strides(codec: BufferCodec, dtype: torch.dtype) -> None:
-    if dtype == torch.bfloat16 and codec.compression_type in (runtime_pb2.FLOAT16, runtime_pb2.MEANSTD_16BIT):
-        pytest.skip("the codec does not carry bfloat16")
+    if dtype == torch.bfloat16 and codec.compression_type in SIXTEEN_BITS:
+        with pytest.raises(SerializationError, match="does not support"):
+            serialize_torch_tensor(torch.zeros(3, dtype=dtype, device=GPU), codec.compression_type)
+        return
     tensor = values(60 * 80).view(60, 80).to(GPU, dtype).t()[::2, 1:]
     restored = codec.extract(serialize_torch_tensor(tensor, codec.compression_type), GPU)
     assert (restored.dtype, restored.shape) == (dtype, tensor.shape)
@@ -66,6 +69,15 @@ def test_values_that_are_not_finite(codec: BufferCodec) -> None:
     if codec.compression_type != runtime_pb2.FLOAT16:
         assert torch.equal(restored[1:3], tensor[1:3])
     assert restored[3:].isfinite().all()
+
+
+@every_codec
+def test_values_far_apart(codec: BufferCodec) -> None:
+    tensor = values(20_000)
+    tensor[5000:] *= 1e-12
+    tensor[::4] += 1e6
+    restored = codec.extract(serialize_torch_tensor(tensor.to(GPU), codec.compression_type), GPU).cpu()
+    assert ((restored - tensor).abs() <= codec.error_bound(tensor)).all()
 
 
 @every_codec

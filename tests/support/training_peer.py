@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 from hivemind.dht import DHT
 from hivemind.optim import Optimizer
 from tests.support import nat_lab
+from tests.support.emulated_gpu import GPU, gpu
 
 __all__ = ["accuracy", "load_data", "make_model", "run_peer"]
 
@@ -68,8 +69,9 @@ class _Peer:
         self.say("left")
 
     def train(self, dht: DHT) -> None:
-        model, config = make_model(), self._config
-        x, y, test_x, test_y = load_data()
+        config = self._config
+        model = make_model().to(config["device"])
+        x, y, test_x, test_y = (data.to(config["device"]) for data in load_data())
         auxiliary = config["options"].get("auxiliary", False)
         batches = torch.Generator().manual_seed(config["seed"])
         optimizer = Optimizer(
@@ -93,7 +95,7 @@ class _Peer:
                 optimizer.step()
                 if optimizer.local_epoch != epoch:
                     self.tell_epoch(optimizer, averaged=optimizer.last_step is not report)
-            result = [parameter.detach().numpy().copy() for parameter in model.parameters()]
+            result = [parameter.detach().cpu().numpy().copy() for parameter in model.parameters()]
             self.say("done", epoch=optimizer.local_epoch, accuracy=accuracy(model, test_x, test_y), parameters=result)
             with contextlib.suppress(EOFError):
                 self._pipe.recv()
@@ -123,4 +125,5 @@ def run_peer(pipe: Connection, log: str) -> None:
             nat_lab.enter(config["namespace"])
         for name in config["debug"]:
             logging.getLogger(name).setLevel(logging.DEBUG)
-        _Peer(pipe, config).run()
+        with gpu() if config["device"] == str(GPU) else contextlib.nullcontext():
+            _Peer(pipe, config).run()

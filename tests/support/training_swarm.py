@@ -166,7 +166,7 @@ class TrainingSwarm:
     gone.
 
     :param config: of every peer, see `support.training_peer`; ``network`` are options of its DHT, ``namespace`` is the
-        name of the network namespace that it lives in
+        name of the network namespace that it lives in, ``device`` where its model is
     """
 
     def __init__(self, folder: Path, initial_peers: Sequence[str] | None = None, **config: Any) -> None:
@@ -180,6 +180,7 @@ class TrainingSwarm:
             "options": {},
             "network": {},
             "namespace": None,
+            "device": "cpu",
             "debug": [],
             **config,
         }

@@ -1,0 +1,19 @@
+"""Tests of what runs on GPUs: on the first one that torch can use, else on one that is emulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.support.emulated_gpu import gpu
+
+#: What only a GPU itself can show.
+collect_ignore = [] if torch.cuda.is_available() else ["test_kernels.py"]
+
+
+@pytest.fixture(autouse=True)
+def one_gpu() -> Iterator[None]:
+    with gpu():
+        yield
