@@ -26,20 +26,25 @@ SECONDS = 1.0  # for each figure, at the most
 
 
 def rate(device: torch.device, length: int, action: Callable[[], object]) -> float:
-    """GB/s at which ``action`` goes through ``length`` bytes, at the best of some runs after one that is not counted."""
-    best, end = float("inf"), None
-    while end is None or time.perf_counter() < end:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    """GB/s at which ``action`` goes through ``length`` bytes, at the best of some runs after a first one."""
+
+    def run() -> float:
+        _wait_for(device)
         started = time.perf_counter()
         action()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if end is None:
-            end = time.perf_counter() + SECONDS
-        else:
-            best = min(best, time.perf_counter() - started)
+        _wait_for(device)
+        return time.perf_counter() - started
+
+    run()
+    best, end = run(), time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        best = min(best, run())
     return length / best / 1e9
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def lines(device: torch.device, sizes: dict[str, int]) -> list[list[str]]:
@@ -50,7 +55,7 @@ def lines(device: torch.device, sizes: dict[str, int]) -> list[list[str]]:
         tensor = torch.randn(count, device=device)
         target, length = torch.empty_like(tensor), 4 * count
         copying = rate(device, length, lambda target=target, tensor=tensor: target.copy_(tensor))
-        table.append(["copy within the device's memory", size, f"{copying:.1f}", f"{copying:.1f}"])
+        table.append(["copy within the device's memory", size, f"{copying:.2f}", f"{copying:.2f}"])
         for codec in known_codecs():
             info = CompressionInfo.from_tensor(tensor)
             _, buffer = codec.encode(tensor, info)
@@ -58,7 +63,7 @@ def lines(device: torch.device, sizes: dict[str, int]) -> list[list[str]]:
             there = rate(device, length, lambda octets=octets: to_buffer(octets))
             back = rate(device, length, lambda buffer=buffer: from_buffer(buffer, torch.uint8, device))
             name = runtime_pb2.CompressionType.Name(codec.compression_type)
-            table.append([f"{name}: its bytes alone", size, f"{there:.1f}", f"{back:.1f}"])
+            table.append([f"{name}: its bytes alone", size, f"{there:.2f}", f"{back:.2f}"])
             for way in ways:
                 os.environ[ENVIRONMENT] = way
                 encoding = rate(
@@ -72,7 +77,7 @@ def lines(device: torch.device, sizes: dict[str, int]) -> list[list[str]]:
                     ),
                 )
                 label = "with kernels" if way == "1" else "with torch's operations"
-                table.append([f"{name} {label}", size, f"{encoding:.1f}", f"{decoding:.1f}"])
+                table.append([f"{name} {label}", size, f"{encoding:.2f}", f"{decoding:.2f}"])
     return table
 
 

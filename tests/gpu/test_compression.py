@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import device_codecs
 from hivemind.averaging.reduction import reduce_part
 from hivemind.compression import BufferCodec, known_codecs, serialize_torch_tensor
+from hivemind.compression.fused import ENVIRONMENT
 from hivemind.errors import SerializationError
 from hivemind.proto import runtime_pb2
 
@@ -89,3 +91,14 @@ def test_parts_are_reduced_where_they_are(codec: BufferCodec) -> None:
     assert reduced.average.is_cuda
     expected = (local.cpu() + codec.extract(message)) / 2
     torch.testing.assert_close(reduced.average.cpu(), expected)
+
+
+def test_the_table_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, "1")
+    monkeypatch.setattr(device_codecs, "SECONDS", 0.0)
+    table = device_codecs.lines(GPU, {"small": 2**16})
+    ways = {codec for codec, *_ in table if codec.startswith("UNIFORM_8BIT")}
+    assert ways == {
+        "UNIFORM_8BIT: its bytes alone", "UNIFORM_8BIT with kernels", "UNIFORM_8BIT with torch's operations"
+    }  # fmt: skip
+    assert all(float(rate) > 0 for _, _, *rates in table for rate in rates)
