@@ -129,7 +129,8 @@ class ExpertOptions:
         try:
             codec_for(self.compression)
         except SerializationError as error:
-            raise ConfigError("compression", self.compression, str(error)) from None
+            allowed = f"a number of runtime_pb2.CompressionType or of a registered codec ({error})"
+            raise ConfigError("compression", self.compression, allowed) from None
 
     @property
     def devices(self) -> list[torch.device]:

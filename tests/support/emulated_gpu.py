@@ -176,6 +176,8 @@ def emulate_gpu() -> Iterator[_Stream]:
         patch.setattr(torch.cuda, "current_stream", lambda device=None: emulation.stream)
         patch.setattr(torch.cuda, "synchronize", lambda device=None: emulation.stream.synchronize())
         patch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        patch.setattr(torch.cuda, "set_device", lambda device: None)
+        patch.setattr(torch.cuda, "current_device", lambda: GPU.index)
         with emulation:
             yield emulation.stream
 
