@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
-from hivemind.compression import (
-    BufferCodec,
-    blockwise,
-    codebook,
-    floating,
-    fused,
-    known_codecs,
-    moments,
-    quantile,
-    serialize_torch_tensor,
-    uniform,
-)
-from hivemind.compression.fused import ENVIRONMENT, Step, agree
+from hivemind.compression import BufferCodec, fused, known_codecs, serialize_torch_tensor
+from hivemind.compression.fused import ENVIRONMENT, agree
+from tests.support.codec_steps import STEPS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 
 GPU = torch.device("cuda", 0)
-STEPS: dict[str, Step[Any]] = {
-    step.name: step
-    for module in (blockwise, codebook, floating, moments, quantile, uniform)
-    for step in vars(module).values()
-    if isinstance(step, Step)
-}
 
 
 @pytest.fixture

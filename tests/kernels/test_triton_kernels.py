@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
-from hivemind.compression import BufferCodec, fused, known_codecs, serialize_torch_tensor, triton_kernels
+from hivemind.compression import BufferCodec, fused, known_codecs, serialize_torch_tensor
 from hivemind.compression.fused import Step, agree, is_suitable
 from hivemind.proto import runtime_pb2
+from tests.support.codec_steps import MODULES, STEPS
 
-MODULES = [
-    f"hivemind.compression.{name}" for name in ("blockwise", "codebook", "floating", "moments", "quantile", "uniform")
-]
-STEPS: dict[str, Step[...]] = {
-    step.name: step for module in MODULES for step in vars(sys.modules[module]).values() if isinstance(step, Step)
-}
+pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
+
+from hivemind.compression import triton_kernels
+
 FLOATS = [torch.float16, torch.bfloat16, torch.float32]
 CPU = torch.device("cpu")
 
@@ -56,7 +53,7 @@ def with_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(Step, "__call__", call)
     monkeypatch.setattr(fused, "LEAST_ELEMENTS", 1)
     for module in MODULES:
-        monkeypatch.setattr(sys.modules[module], "on_cpu", lambda device: False, raising=False)
+        monkeypatch.setattr(module, "on_cpu", lambda device: False, raising=False)
     return used
 
 
@@ -64,18 +61,22 @@ every_codec = pytest.mark.parametrize("codec", known_codecs(), ids=lambda codec:
 SIXTEEN_BITS = (runtime_pb2.FLOAT16, runtime_pb2.MEANSTD_16BIT)
 
 
-def carries(codec: BufferCodec, dtype: torch.dtype) -> bool:
-    return dtype != torch.bfloat16 or codec.compression_type not in SIXTEEN_BITS
+every_codec_and_dtype = pytest.mark.parametrize(
+    ("codec", "dtype"),
+    [
+        pytest.param(codec, dtype, id=f"{type(codec).__name__}-{dtype}")
+        for codec in known_codecs()
+        for dtype in FLOATS
+        if dtype != torch.bfloat16 or codec.compression_type not in SIXTEEN_BITS
+    ],
+)
 
 
-@every_codec
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@every_codec_and_dtype
 @pytest.mark.parametrize("shape", [(0,), (1,), (300,), (8193,), (20, 1025), (1500, 7), (2, 3, 1)], ids=str)
 def test_codecs_keep_their_bounds(
     with_kernels: list[str], codec: BufferCodec, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
-    if not carries(codec, dtype):
-        return
     random = torch.Generator().manual_seed(len(shape))
     for tensor in (torch.randn(shape, generator=random), 1000 + torch.randn(shape, generator=random)):
         tensor = tensor.to(dtype)
@@ -101,13 +102,10 @@ def test_values_that_are_not_finite(with_kernels: list[str], codec: BufferCodec)
     assert ((restored - tensor).abs() <= codec.error_bound(tensor))[finite].all()
 
 
-@every_codec
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@every_codec_and_dtype
 def test_what_kernels_read_is_what_torch_reads(
     with_kernels: list[str], monkeypatch: pytest.MonkeyPatch, codec: BufferCodec, dtype: torch.dtype
 ) -> None:
-    if not carries(codec, dtype):
-        return
     tensor = torch.randn(3, 2000, generator=torch.Generator().manual_seed(0)).to(dtype)
     message = serialize_torch_tensor(tensor, codec.compression_type)
     read = codec.extract(message)
