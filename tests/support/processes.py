@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-__all__ = ["children_of", "is_alive", "resident_bytes"]
+__all__ = ["children_of", "is_alive", "is_stopped", "resident_bytes"]
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs; a zombie does not."""
-    try:
-        # the name, in parentheses, may hold anything
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    """Whether a thread of the process runs, and so holds its descriptors; a zombie's does not."""
+    return any(state not in "ZX" for state in _thread_states(pid))
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether all threads of the process have stopped: SIGSTOP reaches one after the other."""
+    return all(state in "TZX" for state in _thread_states(pid))
+
+
+def _thread_states(pid: int) -> list[str]:
+    """The letters of proc(5) for the threads of a process; none if there is no such process."""
+    states = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the process has gone
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has
+                # the name, in parentheses, may hold anything
+                states.append((thread / "stat").read_text(errors="replace").rpartition(")")[2].split()[0])
+    return states
 
 
 def children_of(pid: int) -> list[int]:

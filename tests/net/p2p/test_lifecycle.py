@@ -19,7 +19,7 @@ from hivemind.errors import ControlFailure, DaemonDied, DaemonStartError, Hivemi
 from hivemind.p2p import P2P
 from hivemind.proto import test_pb2
 from tests.support.conformance import Hanging, echo, soon
-from tests.support.processes import is_alive
+from tests.support.processes import is_alive, is_stopped
 from tests.support.service_contract import Numbers
 from tests.support.waiting import PATIENCE, eventually, eventually_sync
 
@@ -127,6 +127,7 @@ def test_what_nobody_was_left_to_remove_goes_with_the_next_start() -> None:
     owner = Owner("wait")
     folder = owner.socket.parent
     os.kill(owner.daemon, signal.SIGSTOP)  # both end at once
+    eventually_sync(lambda: is_stopped(owner.daemon), "the daemon does not see its owner's end")
     owner.process.kill()
     os.kill(owner.daemon, signal.SIGKILL)
     owner.end()
