@@ -17,7 +17,7 @@ import torch
 from hivemind.compression.one_thread import can_limit, one_thread
 from hivemind.runtime import share_with_pool
 
-__all__ = ["CPU_SPAN", "Scratch", "Spans", "span_of", "spans_in", "walk"]
+__all__ = ["CPU_SPAN", "Scratch", "Spans", "in_dtype", "span_of", "spans_in", "walk"]
 
 #: Elements of a span on a CPU, a multiple of 4096. Of shorter ones, two threads that wait for the interpreter's lock
 #: after each operation take longer than one. Where torch cannot be held to one thread: below the 2**15 from which it
@@ -79,6 +79,11 @@ class Scratch:
         if len(self._views[0]) != length:
             self._views = [each[:length] for each in self.all]
         return self._views
+
+
+def in_dtype(span: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """``span`` in the dtype of ``place``, which is as long: itself, or a copy there."""
+    return span if span.dtype == place.dtype else place.copy_(span)
 
 
 def walk(work: Callable[[Spans], None], length: int, device: torch.device, *, unit: int = 1) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from hivemind.compression.base import BufferCodec, CompressionInfo, bits_per_element, rounding
 from hivemind.compression.buffers import Buffer, Elements, allocate, from_buffer, on_cpu
-from hivemind.compression.chunks import CPU_SPAN, Scratch, Spans, walk
+from hivemind.compression.chunks import CPU_SPAN, Scratch, Spans, in_dtype, walk
 from hivemind.compression.fused import fused
 from hivemind.compression.moments import moments
 from hivemind.compression.output import Output
@@ -162,10 +162,8 @@ def round_to_half(values: torch.Tensor, half: torch.Tensor) -> None:
         scratch = Scratch(values, torch.float32)
         for start, stop in spans:
             # via float32, as the wire format asks: float64 is rounded twice
-            span, (single,) = values[start:stop], scratch.of(stop - start)
-            if span.dtype != torch.float32:
-                span = single.copy_(span)
-            half[start:stop] = torch.clamp(span, -FP16_MAX, FP16_MAX, out=single)
+            (single,) = scratch.of(stop - start)
+            half[start:stop] = torch.clamp(in_dtype(values[start:stop], single), -FP16_MAX, FP16_MAX, out=single)
 
     walk(encode, len(values), values.device)
 
@@ -236,10 +234,9 @@ def _normalise_long(row: torch.Tensor, half: torch.Tensor, scales: torch.Tensor)
     def encode(spans: Spans) -> None:
         scratch = Scratch(row, torch.float32)
         for start, stop in spans:
-            span, (single,) = row[start:stop], scratch.of(stop - start)
-            if span.dtype != torch.float32:
-                span = single.copy_(span)
-            half[start:stop] = torch.add(offset, span, alpha=1 / std, out=single).clamp_(-FP16_MAX, FP16_MAX)
+            (single,) = scratch.of(stop - start)
+            torch.add(offset, in_dtype(row[start:stop], single), alpha=1 / std, out=single)
+            half[start:stop] = single.clamp_(-FP16_MAX, FP16_MAX)
 
     walk(encode, len(row), row.device)
 

@@ -7,7 +7,7 @@ import torch
 
 from hivemind.compression.base import rounding
 from hivemind.compression.buffers import on_cpu
-from hivemind.compression.chunks import Scratch, Spans, walk
+from hivemind.compression.chunks import Scratch, Spans, in_dtype, walk
 from hivemind.compression.codebook import CODES, CodebookCodec, all_finite, cut_off, sums_by_index
 from hivemind.compression.fused import fused
 from hivemind.compression.moments import moments
@@ -80,9 +80,8 @@ def assign_steps(
     def assign(spans: Spans) -> None:
         scratch = Scratch(values, offset.dtype)
         for start, stop in spans:
-            span, (places,) = values[start:stop], scratch.of(stop - start)
-            if span.dtype != offset.dtype:
-                span = places.copy_(span)
+            (places,) = scratch.of(stop - start)
+            span = in_dtype(values[start:stop], places)
             if shift:
                 span = torch.sub(span, shift, out=places)
             torch.add(offset, span, alpha=scale, out=places).clamp_(0, codes - 1)

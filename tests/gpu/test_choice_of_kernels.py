@@ -36,7 +36,7 @@ class Kernels:
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
     kernels = Kernels()
     monkeypatch.setenv(ENVIRONMENT, "1")
-    monkeypatch.setitem(sys.modules, "hivemind.compression.triton_kernels", kernels)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "hivemind.compression.triton_kernels", kernels)
     monkeypatch.setattr(fused, "_choices", {})
     return kernels
 

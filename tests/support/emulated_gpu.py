@@ -71,9 +71,9 @@ class _GpuTensor(torch.Tensor):
         return made
 
     # For torch itself it is a meta tensor: of one on the GPU it would ask the driver for the device.
-    device = property(lambda self: GPU)  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    is_meta = property(lambda self: False)  # type: ignore[assignment]
+    device = property(lambda self: GPU)
+    is_cuda = property(lambda self: True)
+    is_meta = property(lambda self: False)
 
     def tolist(self) -> Any:
         return self.cpu().tolist()

@@ -21,9 +21,26 @@ from hivemind.p2p import MemoryNetwork, PeerID
 from hivemind.proto import runtime_pb2
 from hivemind.proto.averaging_pb2 import AVERAGED_PART, AveragingData
 from hivemind.virtual_clock import run_virtual
-from tests.support.rounds import RoundServicer, members
+from tests.support.rounds import Member, RoundServicer, members
 
 A, B, C = (PeerID(bytes([k]) * 4) for k in (1, 2, 3))
+
+
+def sender(group: Sequence[Member], **options: Any) -> AllReduceRunner:
+    """The round of the first of two members, all of whose elements the second reduces."""
+    return AllReduceRunner(
+        p2p=group[0].p2p,
+        servicer_type=RoundServicer,
+        prefix=None,
+        group_id=b"G",
+        tensors=group[0].tensors,
+        ordered_peer_ids=[member.peer_id for member in group],
+        peer_counts=[0, 1],
+        sender_timeout=1,
+        reducer_timeout=2,
+        deadline=Deadline.never(),
+        **options,
+    )
 
 
 # -- messages ----------------------------------------------------------------------------------------------------------
@@ -35,19 +52,7 @@ def test_golden_first_message() -> None:
     async def main() -> list[PartMessage]:
         async with members(MemoryNetwork(), 2, [(1,)]) as group:
             group[0].tensors[0].fill_(1.0)
-            peers = [member.peer_id for member in group]
-            runner = AllReduceRunner(
-                p2p=group[0].p2p,
-                servicer_type=RoundServicer,
-                prefix=None,
-                group_id=b"G",
-                tensors=group[0].tensors,
-                ordered_peer_ids=peers,
-                peer_counts=[0, 1],
-                sender_timeout=1,
-                reducer_timeout=2,
-                deadline=Deadline.never(),
-            )
+            runner = sender(group)
             sent = [message async for message in runner._parts_for(1, lambda: None, asyncio.Event())]
             await runner.close()
             return sent
@@ -78,20 +83,8 @@ def test_a_part_is_encoded_while_the_one_before_is_sent() -> None:
     async def main() -> None:
         loop, encoded = asyncio.get_running_loop(), asyncio.Semaphore(0)
         async with members(MemoryNetwork(), 2, [(4,)]) as group:
-            runner = AllReduceRunner(
-                p2p=group[0].p2p,
-                servicer_type=RoundServicer,
-                prefix=None,
-                group_id=b"G",
-                tensors=group[0].tensors,
-                ordered_peer_ids=[member.peer_id for member in group],
-                peer_counts=[0, 1],
-                sender_timeout=1,
-                reducer_timeout=2,
-                deadline=Deadline.never(),
-                part_size_bytes=4,
-                compression=WatchedCompression(lambda: loop.call_soon_threadsafe(encoded.release)),
-            )
+            compression = WatchedCompression(lambda: loop.call_soon_threadsafe(encoded.release))
+            runner = sender(group, part_size_bytes=4, compression=compression)
             await encoded.acquire()  # to see whether the codec carries the dtype
             parts = runner._parts_for(1, lambda: None, asyncio.Event())
             seen = 0
