@@ -64,7 +64,9 @@ class Step(Generic[P]):
             self.plain(*args, **kwargs)
             return
         with torch.cuda.device(values.device):
-            (_choose(self, values) or self.plain)(*args, **kwargs)
+            kernel = _choose(self, values)
+            if kernel is None or not _launch(self, values, kernel, args):
+                self.plain(*args, **kwargs)
 
 
 def fused(plain: Callable[P, None]) -> Step[P]:
@@ -122,17 +124,33 @@ def _equal(plain: torch.Tensor, kernel: torch.Tensor) -> bool:
 
 #: Guards `_choices`: threads that come meanwhile wait for the choice.
 _lock = threading.Lock()
-_choices: dict[tuple[str, torch.device, torch.dtype, int], Callable[..., None] | None] = {}
+_choices: dict[tuple[str, torch.device, torch.dtype, int], Callable[..., None] | None] = {}  # by `_key`
+
+
+def _key(step: Step[Any], values: torch.Tensor) -> tuple[str, torch.device, torch.dtype, int]:
+    """What one choice is made for; last, with how many elements."""
+    return step.name, values.device, values.dtype, _LARGE if values.numel() >= _LARGE else _SMALL
 
 
 def _choose(step: Step[Any], values: torch.Tensor) -> Callable[..., None] | None:
     """The kernel for a step with such ``values``, or None where torch's operations are better."""
-    length = _LARGE if values.numel() >= _LARGE else _SMALL
-    key = step.name, values.device, values.dtype, length
+    key = _key(step, values)
     with _lock:
         if key not in _choices:
-            _choices[key] = try_out(step, values.device, values.dtype, length)
+            _choices[key] = try_out(step, *key[1:])
         return _choices[key]
+
+
+def _launch(step: Step[Any], values: torch.Tensor, kernel: Callable[..., None], args: Sequence[object]) -> bool:
+    """Whether the kernel was launched. It may have to be compiled anew, as for memory that begins at an odd place."""
+    try:
+        kernel(*args)
+    except Exception as error:  # noqa: BLE001 - as in `try_out`; nothing was written
+        logger.warning("%s: the kernel fails, torch's operations are used from now on: %r", step.name, error)
+        with _lock:
+            _choices[_key(step, values)] = None
+        return False
+    return True
 
 
 def try_out(step: Step[Any], device: torch.device, dtype: torch.dtype, length: int) -> Callable[..., None] | None:

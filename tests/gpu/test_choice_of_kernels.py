@@ -90,3 +90,24 @@ def test_threads_try_it_out_once(kernels: Kernels, monkeypatch: pytest.MonkeyPat
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(work, range(8))) == [2**16] * 8
     assert len(kernels.examples) == 2
+
+
+def test_a_kernel_that_fails_later_is_not_used_again(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    double, torch_did = step(0.5, monkeypatch)
+    working = kernels.double
+
+    def fails_at_an_odd_place(values: torch.Tensor, out: torch.Tensor) -> None:
+        if values.storage_offset() % 2:
+            raise RuntimeError("misaligned")
+        working(values, out)
+
+    monkeypatch.setattr(kernels, "double", fails_at_an_odd_place)
+    ones = torch.ones(2**18 + 1, device=GPU)
+    for first in (0, 1, 1, 0):
+        out = torch.zeros(2**18, device=GPU)
+        double(ones[first : first + 2**18], out)
+        assert int((out == 2).sum()) == 2**18
+    assert caplog.text.count("the kernel fails") == 1
+    assert (kernels.calls, torch_did.calls) == (2, 4)  # one of each in the trial
