@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from tests.support.emulated_gpu import gpu
-
-#: What only a GPU itself can show.
-collect_ignore = [] if torch.cuda.is_available() else ["test_kernels.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,15 +17,14 @@ GPU = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def kernels() -> ModuleType:
-    pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
-    return importlib.import_module("hivemind.compression.triton_kernels")
+def kernels() -> Any:
+    return pytest.importorskip("hivemind.compression.triton_kernels", reason="Triton comes with torch on Linux only")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("length", [1, 1023, 4096, 2**20 + 1])
 @pytest.mark.parametrize("name", sorted(STEPS))
-def test_a_kernel_computes_what_torch_does(kernels: ModuleType, name: str, length: int, dtype: torch.dtype) -> None:
+def test_a_kernel_computes_what_torch_does(kernels: Any, name: str, length: int, dtype: torch.dtype) -> None:
     plain, kernel = (kernels.example(name, GPU, dtype, length) for _ in range(2))
     STEPS[name].plain(*plain)
     getattr(kernels, name)(*kernel)
@@ -34,7 +32,7 @@ def test_a_kernel_computes_what_torch_does(kernels: ModuleType, name: str, lengt
 
 
 @pytest.mark.parametrize("name", sorted(STEPS))
-def test_trying_a_kernel_out_raises_nothing(kernels: ModuleType, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_trying_a_kernel_out_raises_nothing(kernels: Any, name: str, caplog: pytest.LogCaptureFixture) -> None:
     for length in (2**18, 2**22):
         fused.try_out(STEPS[name], GPU, torch.float32, length)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]

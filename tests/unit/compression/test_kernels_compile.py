@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="Triton comes with torch on Linux only")
-
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
-from triton.runtime.jit import JITFunction, mangle_type  # noqa: E402
-
-from hivemind.compression import triton_kernels  # noqa: E402
+REASON = "Triton comes with torch on Linux only"
+compiler = pytest.importorskip("triton.compiler", reason=REASON)
+jit = pytest.importorskip("triton.runtime.jit", reason=REASON)
+GPUTarget = pytest.importorskip("triton.backends.compiler", reason=REASON).GPUTarget
+triton_kernels = pytest.importorskip("hivemind.compression.triton_kernels", reason=REASON)
 
 TARGETS = {
     "Turing": GPUTarget("cuda", 75, 32),
@@ -34,13 +32,13 @@ def test_a_kernel_compiles(name: str, target: str, tmp_path: Path, monkeypatch: 
     def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         constants = {key: value for key, value in kwargs.items() if key in kernel.arg_names}
         options = {key: value for key, value in kwargs.items() if key not in constants}
-        types = dict(zip(kernel.arg_names, map(mangle_type, args), strict=False))
+        types = dict(zip(kernel.arg_names, map(jit.mangle_type, args), strict=False))
         # tensors of torch begin at multiples of 16 bytes, which decides on how they are read
         aligned = {(place,): [["tt.divisibility", 16]] for place, kind in enumerate(types.values()) if kind[0] == "*"}
-        source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants, aligned)
-        compiled.append(triton.compile(source, target=TARGETS[target], options=options))
+        source = compiler.ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants, aligned)
+        compiled.append(compiler.compile(source, target=TARGETS[target], options=options))
 
-    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(jit.JITFunction, "run", compile_only)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         getattr(triton_kernels, name)(*triton_kernels.example(name, torch.device("cpu"), dtype, 20_000))
     assert len(compiled) == 3
