@@ -48,6 +48,8 @@ _GROUP_ID_BYTES = 20
 _FIRST_LOOK, _LAST_LOOK = 0.05, 1.0
 #: Seconds between two looks at who is alive under the prefix.
 _DECLARED_LOOK = 3.0
+#: Seconds of a declaration that are worth taking it back.
+_WORTH_RETRACTING = 0.1
 #: Seconds for one request to the DHT.
 _DHT_SECONDS = 10.0
 
@@ -185,7 +187,9 @@ class Matchmaking:
         search.changes.notify()
 
     def _retract(self, key: str, declared: DHTExpiration) -> None:
-        """Take the declaration back; nobody needs to wait for that."""
+        """Take the declaration back, unless it ends by itself; nobody needs to wait for that."""
+        if declared - get_dht_time() < _WORTH_RETRACTING:
+            return
 
         async def retract() -> None:
             retracted = self._keys.retract_averager(key, declared)

@@ -62,7 +62,7 @@ class DHTNode:
         self.counters = protocol.counters
         self.finder = Finder(contacts)
         self._owns_p2p = owns_p2p
-        self._scope = TaskScope("background of DHTNode")
+        self._scope = contacts.scope
         self._getter = Getter(contacts, self.finder, self._scope)
         self._retries = Retries(contacts, self._scope)
 
@@ -126,7 +126,7 @@ class DHTNode:
             authorizer=authorizer,
             **vars(options),
         )
-        contacts = Contacts(protocol, options, initial_peers)
+        contacts = Contacts(protocol, options, initial_peers, TaskScope("background of DHTNode"))
         node = cls(contacts, owns_p2p=owns_p2p)
         try:
             if initial_peers:

@@ -7,7 +7,7 @@ it lacks seems not to be there, until whoever has stored it does so again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from hivemind.aio import TaskScope
@@ -33,18 +33,22 @@ class Retries:
         self._scope = scope
         self._owed: dict[PeerID, list[Record]] = {}
 
-    def add(self, peer: PeerID, records: Sequence[Record]) -> None:
-        """``peer`` was asked to keep ``records`` and has not answered."""
+    def add(self, peer: PeerID, records: Sequence[Record], *, at_once: bool = False) -> None:
+        """``peer`` should keep ``records`` and has not said that it does.
+
+        :param at_once: it was not asked yet
+        """
         owed = self._owed.get(peer)
         if owed is not None:
             owed += records[: _MAX_RECORDS - len(owed)]
         elif len(self._owed) < _MAX_NODES and not self._scope.closed:
             self._owed[peer] = list(records[:_MAX_RECORDS])
-            self._scope.start(self._offer(peer), name="records for a node that did not answer")
+            pauses = (0.0, *_PAUSES) if at_once else _PAUSES
+            self._scope.start(self._offer(peer, pauses), name="records for a node that did not answer")
 
-    async def _offer(self, peer: PeerID) -> None:
+    async def _offer(self, peer: PeerID, pauses: Iterable[float]) -> None:
         try:
-            for pause in _PAUSES:
+            for pause in pauses:
                 await asyncio.sleep(pause)
                 now = get_dht_time()
                 records = [record for record in self._owed[peer] if record.expiration_time > now]

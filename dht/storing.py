@@ -152,9 +152,11 @@ class Placement:
 
     async def _store_on(self, peer: PeerID | None, records: list[Record]) -> None:
         assert peer is not None
-        answers = await self._contacts.store(peer, records)
+        # nobody waits for one that was silent the last time
+        doubted = self._contacts.doubts(peer)
+        answers = None if doubted else await self._contacts.store(peer, records)
         if answers is None:
-            self._retries.add(peer, records)
+            self._retries.add(peer, records, at_once=doubted)
             for record in records:
                 self._targets[record.key].smooth = False
                 self._targets[record.key].owed.add(peer)

@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from hivemind.averaging import AveragingMode
+from hivemind.averaging import AveragingMode, GroupKeyManager
 from hivemind.clock import get_dht_time, monotonic
 from hivemind.errors import AllreduceException
 from hivemind.p2p import metrics_text
@@ -100,6 +100,30 @@ def test_one_that_stays_away_costs_one_window() -> None:
             await asyncio.sleep(1)
             results = await swarm.step_all(present, timeout=30)
             assert group_sizes([*results, await lone]) == {4}
+
+    run_virtual(main)
+
+
+def test_only_what_would_go_on_is_retracted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The DHT would warn of a value that has expired."""
+    seconds_left: list[float] = []
+    retract = GroupKeyManager.retract_averager
+
+    async def noted(keys: GroupKeyManager, group_key: str, expiration_time: float) -> bool:
+        seconds_left.append(expiration_time - get_dht_time())
+        return await retract(keys, group_key, expiration_time)
+
+    monkeypatch.setattr(GroupKeyManager, "retract_averager", noted)
+
+    async def main() -> None:
+        async with averagers(3) as swarm:
+            await swarm.step_all(timeout=30)
+            assert len(seconds_left) == 3
+            assert min(seconds_left) > 4, "of a window of 5 s"
+            seconds_left.clear()
+            await swarm.step_all(swarm.members[:2], timeout=30)
+            # both waited for the third to the end; one may have declared itself anew
+            assert all(left > 4 for left in seconds_left)
 
     run_virtual(main)
 

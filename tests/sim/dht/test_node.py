@@ -39,6 +39,53 @@ def test_silent_peers_are_left_alone() -> None:
     run_virtual(main)
 
 
+def test_nobody_waits_for_a_dead_peer_again() -> None:
+    """Others go on naming it, and the while for which it is left alone ends now and then."""
+
+    async def main() -> None:
+        async with dht_swarm(5) as swarm:
+            swarm.net.delay(0.01)
+            node, frozen = swarm.nodes[0], swarm.nodes[3]
+            loop = asyncio.get_running_loop()
+            with swarm.net.freeze(frozen.p2p):
+                assert await node.get("nothing", latest=True) is None
+                longest, ended = 0.0, loop.time() + 200
+                while loop.time() < ended:
+                    for other in swarm.nodes:
+                        # as one that has not called it and does not know
+                        other.protocol.routing_table.add_or_update_node(frozen.node_id, frozen.peer_id)
+                    del node.protocol.routing_table[frozen.node_id]
+                    began = loop.time()
+                    key = f"key {began}"
+                    assert await node.store(key, 1, get_dht_time() + 60)
+                    assert await node.get(key, latest=True) is not None
+                    longest = max(longest, loop.time() - began)
+                    await asyncio.sleep(0.5)
+                assert node.blacklist[frozen.peer_id] >= 5, "it was tried again, five times in these minutes"
+                assert longest < 0.5
+
+    run_virtual(main)
+
+
+def test_who_knows_nobody_else_waits_for_a_silent_peer() -> None:
+    async def main() -> None:
+        async with dht_swarm(2) as swarm:
+            node, other = swarm.nodes
+            assert await other.store("key", 1, get_dht_time() + 600, exclude_self=False)
+            known = {other.node_id: other.peer_id}
+            with swarm.net.freeze(other.p2p):
+                found = await node.find_nearest_nodes([DHTID(0)], node_to_peer_id=known, exclude_self=True)
+                assert found == {DHTID(0): {}}
+                assert other.peer_id in node.blacklist
+            await eventually(lambda: other.peer_id not in node.blacklist, "the while is over", seconds=10)
+            assert len(node.protocol.routing_table) == 0
+            found = await node.find_nearest_nodes([DHTID(0)], node_to_peer_id=known, exclude_self=True)
+            assert found == {DHTID(0): known}
+            assert node.blacklist[other.peer_id] == 0
+
+    run_virtual(main)
+
+
 def test_a_node_that_slept_during_a_store_is_given_what_it_missed() -> None:
     """It is the nearest to the key and asked first: its dictionary must not lack the entry until it is stored anew."""
 
