@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.support.processes import offspring
+
 #: Seconds in which a thing that is about to end must have ended; far more than it takes, for loaded machines.
 PATIENCE = 15.0
 #: Threads that belong to the process: bounded pools.
@@ -51,16 +53,11 @@ def _threads() -> Iterator[str]:
 
 
 def _children() -> Iterator[str]:
-    own = os.getpid()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            # the name, in parentheses, may hold anything
-            parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-            if parent != own:
-                continue
-            command = (entry / "cmdline").read_bytes()
+    for child, _ in offspring(os.getpid()):
+        with contextlib.suppress(OSError):  # it has gone
+            command = Path(f"/proc/{child}/cmdline").read_bytes()
             if not any(service in command for service in _SERVICES):
-                yield f"child {entry.name} {command.replace(bytes(1), b' ').decode(errors='replace').strip()[:200]}"
+                yield f"child {child} {command.replace(bytes(1), b' ').decode(errors='replace').strip()[:200]}"
 
 
 def _descriptors() -> Iterator[str]:

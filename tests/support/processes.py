@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["children_of", "is_alive", "is_stopped", "resident_bytes"]
+__all__ = ["children_of", "is_alive", "is_stopped", "offspring", "resident_bytes"]
 
 
 def is_alive(pid: int) -> bool:
@@ -31,15 +33,26 @@ def _thread_states(pid: int) -> list[str]:
 
 def children_of(pid: int) -> list[int]:
     """The child processes of ``pid`` that run: of a peer, its daemon."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] not in "ZX":
-            found.append(int(entry.name))
-    return found
+    return [child for child, state in offspring(pid) if state not in "ZX"]
+
+
+def offspring(pid: int) -> Iterator[tuple[int, str]]:
+    """All child processes of ``pid``, each with its state, a letter of proc(5).
+
+    Read without Path and file objects: each test looks through all processes of the machine twice.
+    """
+    if not Path("/proc").is_dir():  # as on macOS
+        return
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # the process has gone
+            stat = os.open(f"/proc/{name}/stat", os.O_RDONLY)
+            try:
+                # the name, in parentheses, may hold anything
+                state, parent = os.read(stat, 4096).rpartition(b")")[2].split(None, 2)[:2]
+            finally:
+                os.close(stat)
+            if int(parent) == pid:
+                yield int(name), state.decode()
 
 
 def resident_bytes(pid: int | str = "self") -> int:
