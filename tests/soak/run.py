@@ -38,7 +38,11 @@ class Process:
         command = [sys.executable, "-W", "ignore", "-m", "tests.soak.peer", json.dumps(options)]
         pipe = asyncio.subprocess.PIPE
         peer = cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=1 << 20))
-        peer.ready = await peer._read()
+        try:
+            peer.ready = await peer._read()
+        except BaseException:  # nobody has it yet to end it
+            await peer.kill()
+            raise
         return peer
 
     async def ask(self, op: str, **fields: Any) -> dict[str, Any]:
