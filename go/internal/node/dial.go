@@ -25,12 +25,16 @@ func init() {
 	swarm.BackoffBase = time.Second
 	swarm.BackoffCoef = time.Second
 	swarm.BackoffMax = 30 * time.Second
+	// A peer that has lost its relays is still known by several addresses through them, which take 5 s to fail; the library dials eight addresses
+	// of a peer at a time, and the one that works would wait for one of these.
+	swarm.DefaultPerPeerRateLimit = 32
 }
 
 // Delays of dials of one peer's addresses, after those that are dialled at once.
 const (
 	quicDelay   = 250 * time.Millisecond // of RFC 8305
 	relayDelay  = 100 * time.Millisecond // some round trips of a local network
+	farDelay    = time.Second            // of relays that have to be dialled first
 	hiddenDelay = 2 * time.Second
 )
 
@@ -40,14 +44,20 @@ const (
 // Who advertises relays is hidden by a router: its public addresses come last, as they can be reached after a punch only. A
 // packet that nobody waits for does harm besides: it leaves this peer's own router with a connection that has only begun, and
 // if the dial is given up, that router drops the packets of a punch between the same two addresses for a minute or two.
-func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
+//
+// Of relays those come first that this peer is connected to: the library tries one relay after the other, and would wait 5 s for one that has gone.
+func rankDials(addrs []ma.Multiaddr, connected func(peer.ID) bool) []network.AddrDelay {
 	hidden := slices.ContainsFunc(addrs, isRelayed)
+	near := slices.ContainsFunc(addrs, func(addr ma.Multiaddr) bool { return isRelayed(addr) && connected(relayOf(addr)) })
 	local := slices.ContainsFunc(addrs, func(addr ma.Multiaddr) bool { return !isRelayed(addr) && !manet.IsPublicAddr(addr) })
 	ranked := make([]network.AddrDelay, 0, len(addrs))
 	for _, addr := range addrs {
 		var delay time.Duration
 		if !isTCP(addr) {
 			delay = quicDelay
+		}
+		if near && isRelayed(addr) && !connected(relayOf(addr)) {
+			delay += farDelay
 		}
 		switch {
 		case isRelayed(addr) && local:
@@ -66,6 +76,19 @@ func isTCP(addr ma.Multiaddr) bool {
 }
 
 func isRelayed(addr ma.Multiaddr) bool { return punch.IsRelayed(addr) }
+
+// relayOf is the relay that a relayed address goes through.
+func relayOf(addr ma.Multiaddr) peer.ID {
+	text, err := addr.ValueForProtocol(ma.P_P2P) // the first one
+	if err != nil {
+		return ""
+	}
+	id, err := peer.Decode(text)
+	if err != nil {
+		return ""
+	}
+	return id
+}
 
 // quicTransport ends the dial of a closed port at once where the other host says that it is. QUIC itself waits out its
 // handshake (5 s): its socket is not connected, so the kernel does not tell it that the port is closed.

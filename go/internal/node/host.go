@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
@@ -11,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/pnet"
 	"github.com/libp2p/go-libp2p/core/transport"
 	basichost "github.com/libp2p/go-libp2p/p2p/host/basic"
@@ -72,6 +74,10 @@ func newHost(cfg *config.Config, key crypto.PrivKey, n *Node, watch *guardedMana
 	if err != nil {
 		return nil, fmt.Errorf("peerstore: %w", err)
 	}
+	var built atomic.Pointer[host.Host]
+	rank := func(addrs []ma.Multiaddr) []network.AddrDelay {
+		return rankDials(addrs, func(p peer.ID) bool { h := built.Load(); return h != nil && reaches(*h, p) })
+	}
 	options := []libp2p.Option{
 		libp2p.Identity(key),
 		libp2p.Peerstore(store),
@@ -80,7 +86,7 @@ func newHost(cfg *config.Config, key crypto.PrivKey, n *Node, watch *guardedMana
 		libp2p.ConnectionGater(gater{watch.guard}),
 		libp2p.ConnectionManager(manager),
 		libp2p.BandwidthReporter(n.traffic),
-		libp2p.SwarmOpts(swarm.WithDialRanker(rankDials)),
+		libp2p.SwarmOpts(swarm.WithDialRanker(rank)),
 		libp2p.WithDialTimeout(cfg.DialTimeout.Duration()),
 		libp2p.Muxer(yamux.ID, muxer()),
 		libp2p.Transport(tcp.NewTCPTransport),
@@ -113,6 +119,7 @@ func newHost(cfg *config.Config, key crypto.PrivKey, n *Node, watch *guardedMana
 		_ = store.Close() // it has no error to return
 		return nil, fmt.Errorf("%w: %w", ErrListen, err)
 	}
+	built.Store(&h)
 	return h, nil
 }
 

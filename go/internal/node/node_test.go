@@ -286,6 +286,8 @@ func TestDialsAreRanked(t *testing.T) {
 		public, publicQUIC = "/ip4/1.2.3.4/tcp/1", "/ip4/1.2.3.4/udp/1/quic-v1"
 		way                = "/p2p/12D3KooWDkoDGH4nombUoQhXxEbkG7JYCxY3GexGA3XsQqPL4vqW/p2p-circuit"
 		relay, relayQUIC   = "/ip4/1.2.3.5/tcp/1" + way, "/ip4/1.2.3.5/udp/1/quic-v1" + way
+		known              = "12D3KooWB1b3qZxWJanuhtseF3DmPggHCtG36KZ9ixkqHtdKH9fh"
+		near, nearQUIC     = "/ip4/1.2.3.6/tcp/1/p2p/" + known + "/p2p-circuit", "/ip4/1.2.3.6/udp/1/quic-v1/p2p/" + known + "/p2p-circuit"
 	)
 	for name, want := range map[string]map[string]time.Duration{
 		"a public peer":         {lan: 0, lanQUIC: quicDelay, public: 0, publicQUIC: quicDelay},
@@ -293,12 +295,14 @@ func TestDialsAreRanked(t *testing.T) {
 		"not seen in any LAN":   {relay: 0, relayQUIC: quicDelay, public: hiddenDelay, publicQUIC: quicDelay + hiddenDelay},
 		"all that a peer has":   {lan: 0, relay: relayDelay, public: hiddenDelay},
 		"relays are all it has": {relay: 0},
+		"one relay is near":     {near: 0, nearQUIC: quicDelay, relay: farDelay, relayQUIC: quicDelay + farDelay},
+		"and it has a LAN":      {lan: 0, near: relayDelay, relay: relayDelay + farDelay, public: hiddenDelay},
 	} {
 		var addrs []ma.Multiaddr
 		for text := range want {
 			addrs = append(addrs, ma.StringCast(text))
 		}
-		for _, one := range rankDials(addrs) {
+		for _, one := range rankDials(addrs, func(p peer.ID) bool { return p.String() == known }) {
 			if one.Delay != want[one.Addr.String()] {
 				t.Errorf("%s: %s waits %s, not %s", name, one.Addr, one.Delay, want[one.Addr.String()])
 			}

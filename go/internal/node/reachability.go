@@ -197,8 +197,8 @@ func (n *Node) follow(what any) {
 			n.ports.LookAgain()
 		}
 	case event.EvtPeerConnectednessChanged:
-		if n.relays != nil && finding.Connectedness == network.NotConnected {
-			n.relays.lost(finding.Peer)
+		if n.relays != nil {
+			n.relays.check(finding.Peer)
 		}
 		if finding.Connectedness == network.NotConnected && len(n.host.Network().Peers()) == 0 {
 			n.pokeJoin()

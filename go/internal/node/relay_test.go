@@ -9,6 +9,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
+	corepeer "github.com/libp2p/go-libp2p/core/peer"
 
 	"hivemind/p2pd/internal/config"
 )
@@ -68,6 +69,38 @@ func exchange(t *testing.T, from, to *Node, size int) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
+}
+
+func TestARelayThatIsReachedThroughAnotherOnlyIsNone(t *testing.T) {
+	first := startRelay(t, nil)
+	second := start(t, hidden(first, func(cfg *config.Config) { cfg.RelayService = true }))
+	peer := start(t, hidden(first, nil))
+	holds := func(relay *Node) bool { _, held := peer.relays.inUse()[relay.ID()]; return held }
+	// by its id: through the first relay
+	if err := peer.Connect(within(t), corepeer.AddrInfo{ID: second.ID()}); err != nil {
+		t.Fatal(err)
+	}
+	if holds(second) || reaches(peer.host, second.ID()) {
+		t.Fatal("a relay behind a relay was taken")
+	}
+	directly := network.WithForceDirectDial(within(t), "the test")
+	at := corepeer.AddrInfo{ID: second.ID(), Addrs: second.ListenAddrs()}
+	if err := peer.host.Connect(directly, at); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the second relay is taken", func() bool { peer.relays.poke(); return holds(second) })
+	for _, conn := range peer.host.Network().ConnsToPeer(second.ID()) {
+		if !isRelayed(conn.RemoteMultiaddr()) {
+			_ = conn.Close()
+		}
+	}
+	if peer.host.Network().Connectedness(second.ID()) != network.Limited {
+		t.Fatal("the relayed connection has ended too")
+	}
+	until(t, "it is lost", func() bool { return !holds(second) })
+	if !holds(first) {
+		t.Error("and so is the first")
+	}
 }
 
 func TestHiddenPeersAreCalledByIDThroughARelay(t *testing.T) {

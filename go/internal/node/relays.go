@@ -24,6 +24,8 @@ const (
 	relaysWanted = 2
 	// reserveTimeout bounds a connection to a relay and the request to it.
 	reserveTimeout = 10 * time.Second
+	// reservePatience is how long a relay is waited for before another is asked as well.
+	reservePatience = time.Second
 	// relayPause is between looks at the relays, and the time a relay that refused is left alone.
 	relayPause = 10 * time.Second
 	// renewAfter is well below the hour that relays usually grant: it also mends a reservation that a relay has forgotten.
@@ -98,7 +100,21 @@ func (r *relays) lookAgain() {
 	r.poke()
 }
 
-// lost forgets the reservation at a relay whose connection has ended: the relay has forgotten it too.
+// check forgets the reservation at a relay to which there is no connection any more: the relay has forgotten it too. One that comes through another
+// relay does not count: a relay that can be reached in no other way takes no calls.
+func (r *relays) check(p peer.ID) {
+	if !reaches(r.host, p) {
+		r.lost(p)
+	}
+}
+
+// reaches tells whether there is a connection to p that goes through no relay.
+func reaches(h host.Host, p peer.ID) bool {
+	return slices.ContainsFunc(h.Network().ConnsToPeer(p), func(conn network.Conn) bool {
+		return !conn.IsClosed() && !isRelayed(conn.RemoteMultiaddr())
+	})
+}
+
 func (r *relays) lost(p peer.ID) {
 	r.mu.Lock()
 	_, held := r.held[p]
@@ -148,29 +164,54 @@ func (r *relays) dropAll() {
 
 // keep renews the reservations that are due, and makes new ones where there are too few.
 func (r *relays) keep(ctx context.Context) {
+	for p := range r.inUse() {
+		r.check(p)
+	}
 	for _, p := range r.due() {
 		if err := r.reserve(ctx, peer.AddrInfo{ID: p}); err != nil {
 			r.log.Debug("a relay does not renew its reservation", "relay", p, "error", err)
 			r.lost(p)
 		}
 	}
+	r.take(ctx)
+	if ctx.Err() == nil && len(r.inUse()) < relaysWanted && time.Since(r.walked) >= walkPause {
+		r.walked = time.Now()
+		r.walk(ctx)
+	}
+}
+
+// take asks candidates, one after the other, until there are enough reservations. One that does not answer soon goes on being asked while the next
+// one is: where some relays are cut off, others that are have not been found out yet.
+func (r *relays) take(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var asked sync.WaitGroup
 	for _, candidate := range r.candidates() {
 		if ctx.Err() != nil || len(r.inUse()) >= relaysWanted {
-			return
+			break
 		}
-		if err := r.reserve(ctx, candidate); err != nil {
+		answered := make(chan struct{})
+		asked.Go(func() {
+			defer close(answered)
+			err := r.reserve(ctx, candidate)
+			if err == nil || ctx.Err() != nil {
+				return
+			}
 			r.log.Debug("no reservation", "relay", candidate.ID, "error", err)
 			r.mu.Lock()
 			r.refused[candidate.ID] = time.Now()
 			r.mu.Unlock()
-			continue
+		})
+		select {
+		case <-answered:
+		case <-time.After(reservePatience):
 		}
 		r.show() // before the next one is asked
 	}
-	if time.Since(r.walked) >= walkPause {
-		r.walked = time.Now()
-		r.walk(ctx)
+	if len(r.inUse()) >= relaysWanted {
+		cancel()
 	}
+	asked.Wait()
 }
 
 // walk connects to peers that the routing knows; who is connected and offers to relay is a candidate.
@@ -220,7 +261,7 @@ func (r *relays) candidates() []peer.AddrInfo {
 	}
 	for _, p := range r.host.Network().Peers() {
 		trusted := slices.ContainsFunc(r.trusted, func(info peer.AddrInfo) bool { return info.ID == p })
-		if trusted || r.host.Network().Connectedness(p) != network.Connected {
+		if trusted || !reaches(r.host, p) {
 			continue
 		}
 		if offers, err := r.host.Peerstore().SupportsProtocols(p, circuit.ProtoIDv2Hop); err == nil && len(offers) > 0 {
@@ -261,9 +302,7 @@ func (r *relays) reserve(ctx context.Context, relay peer.AddrInfo) error {
 		addrs: addrs, made: time.Now(), limit: RelayLimit{Duration: granted.LimitDuration, Data: granted.LimitData},
 	}
 	r.mu.Unlock()
-	if r.host.Network().Connectedness(relay.ID) != network.Connected {
-		r.lost(relay.ID) // the connection has ended meanwhile, before this was there to forget
-	}
+	r.check(relay.ID) // the connection may have ended before this was there to forget
 	return nil
 }
 

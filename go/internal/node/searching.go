@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -15,9 +14,6 @@ import (
 
 // searchAfter is how long known addresses are dialled alone. A dial of a machine that is gone takes 5 to 15 s to fail.
 const searchAfter = time.Second
-
-// errNothingNewer: the routing knows a peer by the addresses that are dialled already.
-var errNothingNewer = errors.New("no newer address is known")
 
 // searchingHost finds the addresses of peers by the routing. The library does so when none is known or all have failed;
 // this host also when those that are known are slow, so that a peer that has moved, or has lost its relays, is found soon.
@@ -74,20 +70,48 @@ func (h *searchingHost) Connect(ctx context.Context, info peer.AddrInfo) error {
 	}
 }
 
-// connectNewer waits a while, then dials what the routing knows besides the known addresses.
+// connectNewer waits a while, then dials what the routing knows besides the known addresses, and so again after pauses that double: of a peer
+// that has only just moved, or taken another relay, the others do not know yet. It ends once it has connected, or with the context.
 func (h *searchingHost) connectNewer(ctx context.Context, p peer.ID, known []ma.Multiaddr) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(searchAfter):
+	for pause := searchAfter; ; pause *= 2 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+		newer := h.newer(ctx, p, known)
+		if len(newer) == 0 {
+			continue
+		}
+		if err := h.host.Connect(ctx, peer.AddrInfo{ID: p, Addrs: newer}); err == nil {
+			return nil
+		}
+		known = append(known, newer...)
 	}
-	info, err := h.routing.FindPeer(ctx, p)
-	if err != nil {
-		return err
+}
+
+// newer searches until somebody has named an address of p that is not among the known ones. The library goes on until it is connected to p, or all
+// who are near it have answered, and some of them may have gone.
+func (h *searchingHost) newer(ctx context.Context, p peer.ID, known []ma.Multiaddr) []ma.Multiaddr {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	unknown := func(addr ma.Multiaddr) bool { return !ma.Contains(known, addr) }
+	named, found := h.host.Peerstore().AddrStream(ctx, p), make(chan []ma.Multiaddr, 1)
+	go func() {
+		info, _ := h.routing.FindPeer(ctx, p) // on an error there is no address
+		found <- info.Addrs
+	}()
+	for {
+		select {
+		case addrs := <-found:
+			return ma.FilterAddrs(addrs, unknown)
+		case addr, open := <-named:
+			if !open { // with the context
+				return nil
+			}
+			if unknown(addr) {
+				return ma.FilterAddrs(h.host.Peerstore().Addrs(p), unknown)
+			}
+		}
 	}
-	newer := ma.FilterAddrs(info.Addrs, func(addr ma.Multiaddr) bool { return !ma.Contains(known, addr) })
-	if len(newer) == 0 {
-		return errNothingNewer
-	}
-	return h.host.Connect(ctx, peer.AddrInfo{ID: p, Addrs: newer})
 }

@@ -53,6 +53,35 @@ func TestAPeerThatHasMovedIsFoundWhileItsOldAddressIsDialled(t *testing.T) {
 	}
 }
 
+// learns is a routing that knows a peer by its old address when it is asked first, and by another later.
+type learns struct {
+	old, newer ma.Multiaddr
+	searches   int
+}
+
+func (l *learns) FindPeer(_ context.Context, p peer.ID) (peer.AddrInfo, error) {
+	l.searches++
+	if l.searches == 1 {
+		return peer.AddrInfo{ID: p, Addrs: []ma.Multiaddr{l.old}}, nil
+	}
+	return peer.AddrInfo{ID: p, Addrs: []ma.Multiaddr{l.old, l.newer}}, nil
+}
+
+func TestAPeerThatHasOnlyJustMovedIsFoundByTheNextSearch(t *testing.T) {
+	caller, moved := start(t, nil), start(t, nil)
+	old := silent(t)
+	caller.host.Peerstore().AddAddr(moved.ID(), old, peerstore.PermanentAddrTTL)
+	known := &learns{old: old, newer: moved.host.Addrs()[0]}
+	begun := time.Now()
+	if err := newSearchingHost(caller.host, known).Connect(within(t), peer.AddrInfo{ID: moved.ID()}); err != nil {
+		t.Fatal(err)
+	}
+	// the dial of the old address takes 5 s to fail
+	if took := time.Since(begun); took < 3*searchAfter || took > 4500*time.Millisecond || known.searches != 2 {
+		t.Fatalf("found after %v, with %d searches", took, known.searches)
+	}
+}
+
 func TestSlowDialsGoOnWhereTheRoutingKnowsNothingNewer(t *testing.T) {
 	caller, slow := start(t, nil), start(t, nil)
 	addr := silent(t)
