@@ -127,12 +127,17 @@ const settleTime = time.Second
 func (n *Node) keepRouting() {
 	refresh := time.NewTicker(refreshPeriod)
 	defer refresh.Stop()
+	// Who joins later may have others that are nearer to it than this peer, and still be among those nearest to this one: it looks again, soon at
+	// first, while the swarm grows.
+	pause := settleTime
 	for {
 		n.meetNearby(n.ctx)
 		n.learnAddrs(n.ctx)
 		select {
 		case <-n.ctx.Done():
 			return
+		case <-time.After(pause):
+			pause = min(4*pause, refreshPeriod)
 		case <-refresh.C:
 			n.routing.RefreshRoutingTable()
 		case <-n.moved:
