@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable
 
 import pytest
+import torch
 
 from hivemind.clock import monotonic
 from hivemind.errors import AllreduceException
@@ -190,10 +191,14 @@ def test_two_hundred_rounds_with_churn_end_by_their_deadlines() -> None:
                 nonlocal rounds, failures
                 while rounds < 200 and member in swarm.members:
                     began = monotonic()
+                    before = [tensor.clone() for tensor in member.core.tensors]
                     outcome = (await asyncio.gather(member.core.step(timeout=20), return_exceptions=True))[0]
                     assert monotonic() - began < 21
-                    assert not isinstance(outcome, BaseException) or isinstance(outcome, AllreduceException), outcome
-                    assert all(len({round(x, 3) for x in t.tolist()}) == 1 for t in member.core.tensors)
+                    if isinstance(outcome, BaseException):
+                        assert isinstance(outcome, AllreduceException), outcome
+                        assert all(map(torch.equal, member.core.tensors, before)), "it has changed them and failed"
+                    # one that breaks off is in the mean of some parts and not of others: elements may differ after that
+                    assert all(-1e-3 < x < 3.001 for tensor in member.core.tensors for x in tensor.tolist()), "no means"
                     rounds += 1
                     failures += isinstance(outcome, BaseException)
                     await asyncio.sleep(dice.uniform(0.0, 0.5))
