@@ -192,7 +192,8 @@ def test_two_hundred_rounds_with_churn_end_by_their_deadlines() -> None:
                 while rounds < 200 and member in swarm.members:
                     began = monotonic()
                     before = [tensor.clone() for tensor in member.core.tensors]
-                    outcome = (await asyncio.gather(member.core.step(timeout=20), return_exceptions=True))[0]
+                    step = member.core.step(timeout=20, allow_retries=dice.random() < 0.5)
+                    outcome = (await asyncio.gather(step, return_exceptions=True))[0]
                     assert monotonic() - began < 21
                     if isinstance(outcome, BaseException):
                         assert isinstance(outcome, AllreduceException), outcome
