@@ -115,6 +115,7 @@ func reaches(h host.Host, p peer.ID) bool {
 	})
 }
 
+// lost forgets the reservation at a relay.
 func (r *relays) lost(p peer.ID) {
 	r.mu.Lock()
 	_, held := r.held[p]
@@ -181,7 +182,7 @@ func (r *relays) keep(ctx context.Context) {
 }
 
 // take asks candidates, one after the other, until there are enough reservations. One that does not answer soon goes on being asked while the next
-// one is: where some relays are cut off, others that are have not been found out yet.
+// one is: it may be cut off, which takes a while to show.
 func (r *relays) take(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
