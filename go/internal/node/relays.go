@@ -186,40 +186,33 @@ func (r *relays) keep(ctx context.Context) {
 func (r *relays) take(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	candidates, asking := r.candidates(), 0
-	ended := make(chan struct{}, len(candidates))
 	var asked sync.WaitGroup
-	for ctx.Err() == nil && len(r.inUse()) < relaysWanted && len(candidates)+asking > 0 {
-		var patience <-chan time.Time // none left to ask: only for those that are being asked
-		if len(candidates) > 0 {
-			candidate := candidates[0]
-			candidates, asking, patience = candidates[1:], asking+1, time.After(reservePatience)
-			asked.Go(func() {
-				r.ask(ctx, candidate)
-				ended <- struct{}{}
-			})
+	for _, candidate := range r.candidates() {
+		if ctx.Err() != nil || len(r.inUse()) >= relaysWanted {
+			break
 		}
+		answered := make(chan struct{})
+		asked.Go(func() {
+			defer close(answered)
+			err := r.reserve(ctx, candidate)
+			if err == nil || ctx.Err() != nil {
+				return
+			}
+			r.log.Debug("no reservation", "relay", candidate.ID, "error", err)
+			r.mu.Lock()
+			r.refused[candidate.ID] = time.Now()
+			r.mu.Unlock()
+		})
 		select {
-		case <-ended:
-			asking--
-		case <-patience:
+		case <-answered:
+		case <-time.After(reservePatience):
 		}
 		r.show() // before the next one is asked
 	}
-	cancel()
-	asked.Wait()
-}
-
-// ask makes a reservation, or notes that there is none to be had.
-func (r *relays) ask(ctx context.Context, candidate peer.AddrInfo) {
-	err := r.reserve(ctx, candidate)
-	if err == nil || ctx.Err() != nil {
-		return
+	if len(r.inUse()) >= relaysWanted {
+		cancel()
 	}
-	r.log.Debug("no reservation", "relay", candidate.ID, "error", err)
-	r.mu.Lock()
-	r.refused[candidate.ID] = time.Now()
-	r.mu.Unlock()
+	asked.Wait()
 }
 
 // walk connects to peers that the routing knows; who is connected and offers to relay is a candidate.
